@@ -1,0 +1,5 @@
+"""`python -m flexbench`."""
+
+from flexbench.cli import main
+
+main()

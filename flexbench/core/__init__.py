@@ -1,0 +1,1 @@
+"""What every command shares. Nothing in here knows a command."""

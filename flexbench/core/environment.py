@@ -1,0 +1,109 @@
+"""What a record says of the machine and the software a run was measured with.
+
+Only what helps to judge or repeat a run: no environment variables, no user or host name.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+from flexbench import __version__
+
+_SECRET_OPTION = re.compile(r"(key|token|secret|password|passwd|credential)s?$", re.IGNORECASE)
+_NOT_SECRET = {"--max-tokens", "--max_tokens", "--attn-cache-tokens"}
+_URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
+REDACTED = "***"
+
+
+def describe_machine() -> dict[str, Any]:
+    """CPU, memory, GPUs and operating system of this machine."""
+    return {
+        "os": platform.platform(),
+        "cpu": _cpu_model(),
+        "num_cpus": num_cpus(),
+        "memory_bytes": memory_bytes(),
+        "gpus": _gpus(),
+    }
+
+
+def describe_versions(packages: Sequence[str]) -> dict[str, str | None]:
+    """Versions of Python, flexbench and `packages`, None for one that is not installed."""
+    versions: dict[str, str | None] = {
+        "python": platform.python_version(),
+        "flexbench": __version__,
+    }
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
+
+
+def redact_command_line(arguments: Sequence[str]) -> list[str]:
+    """The command line with the values of options that carry secrets replaced by ***."""
+    redacted: list[str] = []
+    hide_next = False
+    for argument in arguments:
+        name, equals, _ = argument.partition("=")
+        is_secret = name.startswith("-") and bool(_SECRET_OPTION.search(name))
+        is_secret = is_secret and name not in _NOT_SECRET
+        if hide_next and not argument.startswith("-"):
+            redacted.append(REDACTED)
+        elif is_secret and equals:
+            redacted.append(f"{name}={REDACTED}")
+        else:
+            redacted.append(_URL_CREDENTIALS.sub(f"{REDACTED}@", argument))
+        hide_next = is_secret and not equals
+    return redacted
+
+
+def _cpu_model() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor() or platform.machine()
+
+
+def num_cpus() -> int:
+    """CPUs this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def memory_bytes() -> int | None:
+    """Physical memory; None where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None  # not POSIX
+
+
+def _gpus() -> list[dict[str, Any]]:
+    """NVIDIA GPUs by the driver's own tool, so that nothing heavy is imported for it."""
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+    except (OSError, subprocess.SubprocessError):
+        return []
+    gpus = []
+    for line in answer.stdout.splitlines():
+        name, _, mebibytes = line.rpartition(",")
+        if mebibytes.strip().isdigit():
+            gpus.append({"name": name.strip(), "memory_bytes": int(mebibytes) * 2**20})
+    return gpus

@@ -1,0 +1,128 @@
+"""How far a command has come, for the person in front of it.
+
+On a terminal a live bar, elsewhere one plain line a phase, and nothing when asked to be quiet. All
+of it goes to standard error: standard output is for results.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from flexbench.core.units import format_seconds
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichBar
+    from rich.progress import TaskID
+
+
+class Progress(Protocol):
+    """Where a command tells what it is doing."""
+
+    @contextmanager
+    def phase(self, description: str, total: int) -> Iterator[Phase]:
+        """A phase that takes `total` steps; leaving the block ends it."""
+
+    def note(self, text: str) -> None:
+        """Something worth keeping on the screen."""
+
+
+class Phase(Protocol):
+    """A phase in progress."""
+
+    def advance(self) -> None:
+        """One step is done."""
+
+
+class Silence:
+    """Says nothing; it is both a Progress and a Phase."""
+
+    @contextmanager
+    def phase(self, description: str, total: int) -> Iterator[Phase]:  # noqa: ARG002
+        """A phase of which nobody hears."""
+        yield self
+
+    def note(self, text: str) -> None:
+        """Ignore `text`."""
+
+    def advance(self) -> None:
+        """Ignore the step."""
+
+
+class PlainProgress:
+    """A line when a phase begins, and one when it ends: for logs and pipes."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    @contextmanager
+    def phase(self, description: str, total: int) -> Iterator[Phase]:  # noqa: ARG002
+        """Print the phase's begin, and its end with the time it took."""
+        started_at = time.monotonic()
+        self.note(f"{description} ...")
+        yield Silence()
+        self.note(f"{description}: done in {format_seconds(time.monotonic() - started_at)}")
+
+    def note(self, text: str) -> None:
+        """Print `text` as one line."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class LiveProgress:
+    """A bar that is replaced from phase to phase, with the notes above it."""
+
+    def __init__(self, bar: RichBar) -> None:
+        self._bar = bar
+
+    @contextmanager
+    def phase(self, description: str, total: int) -> Iterator[Phase]:
+        """Show a bar with `total` steps until the block is left."""
+        task = self._bar.add_task(description, total=total)
+        try:
+            yield _LivePhase(self._bar, task)
+        finally:
+            self._bar.remove_task(task)
+
+    def note(self, text: str) -> None:
+        """Print `text` above the bar."""
+        self._bar.console.print(text, markup=False, highlight=False)
+
+
+class _LivePhase:
+    def __init__(self, bar: RichBar, task: TaskID) -> None:
+        self._bar = bar
+        self._task = task
+
+    def advance(self) -> None:
+        self._bar.advance(self._task)
+
+
+@contextmanager
+def show_progress(console: Console, *, quiet: bool) -> Iterator[Progress]:
+    """The Progress that suits `console`, a console on standard error."""
+    if quiet:
+        yield Silence()
+    elif not console.is_terminal:
+        yield PlainProgress(console)
+    else:
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        with Progress(*columns, console=console, transient=True) as bar:
+            yield LiveProgress(bar)

@@ -1,0 +1,216 @@
+"""Results on disk: a TSV with one row a run, and beside it one JSON line a run with everything.
+
+The TSV has the seven columns of the original benchmark script in its order. That script wrote no
+header; files with and without one are read alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from flexbench.core.errors import ConfigError, FlexbenchError, InputFileError
+
+RECORD_SCHEMA_VERSION = 1
+LOCK_TIMEOUT_S = 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResultRow:
+    """One run as the TSV holds it; the fields are the columns, in order.
+
+    `throughput` is in tokens/s, `mean_latency` in seconds.
+    """
+
+    batch_size: int
+    num_micro_batches: int
+    num_processes: int
+    sequence_length: int
+    max_tokens: int
+    throughput: float
+    mean_latency: float
+
+
+COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(ResultRow))
+CONFIGURATION_COLUMNS: tuple[str, ...] = COLUMNS[:5]
+_MINIMUM = {"max_tokens": 0}  # every other count is at least 1
+
+
+def format_row(row: ResultRow) -> str:
+    """The row as a line of the TSV, without the line end. Floats keep every digit they have."""
+    return "\t".join(repr(value) for value in dataclasses.astuple(row))
+
+
+def parse_row(line: str) -> ResultRow:
+    """Read one line of the TSV. Raises ValueError that says which column is wrong, and how."""
+    values = line.split("\t")
+    if len(values) != len(COLUMNS):
+        raise ValueError(f"expected {len(COLUMNS)} tab-separated columns, found {len(values)}")
+    counts = {
+        name: _parse_count(name, value)
+        for name, value in zip(CONFIGURATION_COLUMNS, values, strict=False)
+    }
+    return ResultRow(
+        **counts,
+        throughput=_parse_measurement("throughput", values[5]),
+        mean_latency=_parse_measurement("mean_latency", values[6]),
+    )
+
+
+def _parse_count(name: str, text: str) -> int:
+    minimum = _MINIMUM.get(name, 1)
+    # int() alone would also take "1_000" and other scripts' digits.
+    if not (text.isascii() and text.isdigit()) or int(text) < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, not {text!r}")
+    return int(text)
+
+
+def _parse_measurement(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or value < 0 or "_" in text:
+        raise ValueError(f"{name} must be a finite number of at least 0, not {text!r}")
+    return value
+
+
+def read_rows(path: Path) -> Iterator[ResultRow | InputFileError]:
+    """Read a results TSV line by line, with or without its header.
+
+    A malformed line comes as the InputFileError that describes it, so that the caller decides
+    whether to stop there. Raises InputFileError when the file itself cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8", newline="") as lines:
+            for number, raw_line in enumerate(lines, start=1):
+                line = raw_line.rstrip("\r\n")
+                if not line or (number == 1 and line.split("\t") == list(COLUMNS)):
+                    continue
+                try:
+                    yield parse_row(line)
+                except ValueError as error:
+                    yield InputFileError(path, str(error), line=number)
+    except OSError as error:
+        raise InputFileError(path, f"cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputFileError(path, "is not a text file in UTF-8") from error
+
+
+class ResultsFile:
+    """The TSV at `path` and the JSON lines beside it; many processes may append at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.records_path = path.with_suffix(".jsonl")
+
+    def check(self, *, option: str = "--output", create_folder: bool = True) -> None:
+        """Find out now what would make an append fail later. Raises ConfigError naming `option`.
+
+        With `create_folder`, the folder is made if it is missing.
+        """
+        if self.path == self.records_path:
+            raise ConfigError(
+                option,
+                f"{self.path} is where the JSON records go; choose another suffix: .tsv",
+            )
+        try:
+            _check_folder(self.path.parent, create=create_folder)
+            for path in (self.path, self.records_path):
+                _check_file(path)
+        except OSError as error:
+            culprit = error.filename or self.path
+            raise ConfigError(
+                option, f"cannot write to {culprit}: {error.strerror or error}"
+            ) from error
+        self._check_first_line(option)
+
+    def _check_first_line(self, option: str) -> None:
+        if not self.path.exists():
+            return
+        try:
+            first = next(iter(read_rows(self.path)), None)
+        except InputFileError as error:
+            raise ConfigError(option, f"{error}; choose another file") from error
+        if isinstance(first, InputFileError):
+            raise ConfigError(
+                option,
+                f"not a results file: {first}; choose another file",
+            )
+
+    def append(self, row: ResultRow | None, record: Mapping[str, Any]) -> None:
+        """Append one run: its record, and its row unless the run failed (`row` is None).
+
+        Both files are locked for the time of writing, and each line is one write, so that runs that
+        end at the same moment never mix their lines. Raises FlexbenchError when that is impossible.
+        """
+        line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        try:
+            with _locked_for_append(self.records_path) as records:
+                _write_line(records, line)
+            if row is not None:
+                with _locked_for_append(self.path) as rows:
+                    header = "\t".join(COLUMNS) + "\n" if rows.tell() == 0 else ""
+                    _write_line(rows, header + format_row(row))
+        except OSError as error:
+            raise FlexbenchError(
+                f"{self.path}: the result could not be written: {error.strerror or error}",
+                details=line,
+            ) from error
+
+
+@contextmanager
+def _locked_for_append(path: Path) -> Iterator[IO[bytes]]:
+    # Imported here: everyone who only reads results should not wait for it.
+    import portalocker
+
+    try:
+        with portalocker.Lock(path, mode="ab+", timeout=LOCK_TIMEOUT_S) as file:
+            file.seek(0, os.SEEK_END)
+            yield file
+    except portalocker.LockException as error:
+        raise OSError(None, f"another process kept it locked for {LOCK_TIMEOUT_S:.0f} s") from error
+
+
+def _write_line(file: IO[bytes], line: str) -> None:
+    data = (line + "\n").encode()
+    size = file.tell()
+    if size > 0:
+        # A writer that was killed may have left half a line: keep ours apart from it.
+        file.seek(size - 1)
+        if file.read(1) != b"\n":
+            data = b"\n" + data
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _check_folder(folder: Path, *, create: bool) -> None:
+    if create:
+        folder.mkdir(parents=True, exist_ok=True)
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(None, "is not a folder", str(existing))
+    if create or existing == folder:
+        # Trying is the only answer that also knows of read-only mounts and quotas.
+        with tempfile.TemporaryFile(dir=existing):
+            return
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise PermissionError(None, "no permission", str(existing))
+
+
+def _check_file(path: Path) -> None:
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise OSError(None, "is not a regular file", str(path))
+    with path.open("ab"):
+        return

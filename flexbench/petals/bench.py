@@ -1,0 +1,329 @@
+"""The benchmark: open a swarm, send clients through it, keep what they measured."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from flexbench.core import environment
+from flexbench.core.errors import FlexbenchError, Interrupted, RunError
+from flexbench.core.processes import Crew, Deadline, Finished, Item, Ready
+from flexbench.core.progress import Progress, Silence
+from flexbench.core.results import RECORD_SCHEMA_VERSION, ResultRow, ResultsFile
+from flexbench.petals.client import run_client
+from flexbench.petals.config import PetalsConfig, RunShape
+from flexbench.petals.measurement import Load, Measurement
+from flexbench.petals.model import SwarmModel
+from flexbench.petals.plan import Plan
+from flexbench.petals.swarm import SwarmView, look_at_swarm, start_embedded_swarm
+
+PACKAGES = ("petals", "hivemind", "torch", "transformers")
+_MAX_TEMPORARY_FOLDER_LENGTH = 45
+_PRELOAD = ("flexbench.petals.preload",)
+
+
+class BenchArguments(Protocol):
+    """What `run_bench` reads of its first argument, as FlexGen's script parses it."""
+
+    batch_size: int
+    num_micro_batches: int
+    num_processes: int
+    output: str | Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeLimits:
+    """How long the phases of a run may take, in seconds."""
+
+    warmup_s: float = 600.0
+    run_s: float = 3600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenSwarm:
+    """A swarm that is ready for clients, and how long it took to be."""
+
+    model: SwarmModel
+    view: SwarmView
+    startup_s: float
+
+
+def run_bench(
+    args: BenchArguments, sequence_length: int, max_tokens: int, config_bloom: Any
+) -> ResultRow:
+    """Measure one configuration and append it to the results file `args.output`.
+
+    `args` has batch_size, num_micro_batches, num_processes and output. `config_bloom` is Petals'
+    DistributedBloomConfig, or a SwarmModel from which it is made. Starts num_processes clients,
+    waits for their warm-up, releases them together, and collects their latencies. Returns the row.
+    Raises ConfigError for an output that cannot be written, RunError when the run failed; then
+    nothing is appended to the TSV, and the record says what happened.
+    """
+    results = ResultsFile(Path(args.output))
+    results.check()
+    load = Load(
+        num_processes=args.num_processes,
+        num_micro_batches=args.num_micro_batches,
+        batch_size=args.batch_size,
+        sequence_length=sequence_length,
+        max_tokens=max_tokens,
+    )
+    with work_folders() as folders, _crew(folders) as crew:
+        return _measure_and_save(
+            crew,
+            load,
+            config_bloom,
+            results=results,
+            description=_describe(config_bloom),
+            limits=TimeLimits(),
+            progress=Silence(),
+        )
+
+
+def run_benchmark(
+    plan: Plan, *, log_folder: Path | None = None, progress: Progress
+) -> list[ResultRow]:
+    """Measure every run of the plan, on the swarm it names, and append each to the results.
+
+    Logs go to `log_folder`; without one, to a temporary folder that is kept only on failure. Raises
+    ConfigError before anything starts, RunError when a run failed, Interrupted when told to stop;
+    what was measured before is in the results by then.
+    """
+    config = plan.config
+    results = ResultsFile(config.output)
+    results.check()
+    limits = TimeLimits(warmup_s=config.warmup_timeout_s, run_s=config.run_timeout_s)
+    with work_folders(log_folder) as folders, _crew(folders) as crew:
+        swarm = _open_swarm(crew, plan, folders.weights, progress)
+        description = _describe(swarm.model) | {
+            "configuration": _configuration(plan),
+            "swarm": asdict(swarm.view) | {"embedded": config.is_embedded},
+            "swarm_startup_s": swarm.startup_s,
+        }
+        return [
+            _measure_and_save(
+                crew,
+                _load(config, run),
+                swarm.model,
+                results=results,
+                description=description,
+                limits=limits,
+                progress=progress,
+                title=f"Run {number}/{len(plan.runs)}",
+            )
+            for number, run in enumerate(plan.runs, start=1)
+        ]
+
+
+def _crew(folders: WorkFolders) -> Crew:
+    return Crew(log_folder=folders.logs, scratch_folder=folders.scratch, preload=_PRELOAD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkFolders:
+    """Where the processes of a benchmark put what outlives none of it, except logs of a failure."""
+
+    logs: Path
+    scratch: Path
+    weights: Path
+
+
+@contextmanager
+def work_folders(log_folder: Path | None = None) -> Iterator[WorkFolders]:
+    """Temporary folders, removed at the end; the logs stay if something failed.
+
+    Logs go to `log_folder`, and stay in any case, when the person named one.
+    """
+    base = Path(tempfile.mkdtemp(prefix="flexbench-", dir=_temporary_folder()))
+    folders = WorkFolders(
+        logs=log_folder or base / "logs", scratch=base / "tmp", weights=base / "weights"
+    )
+    keep_logs = False
+    try:
+        for folder in (folders.logs, folders.scratch, folders.weights):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield folders
+    except RunError:
+        keep_logs = True
+        raise
+    finally:
+        for folder in (folders.scratch, folders.weights):
+            shutil.rmtree(folder, ignore_errors=True)
+        if log_folder is not None or not keep_logs:
+            shutil.rmtree(base, ignore_errors=True)
+
+
+def _temporary_folder() -> str:
+    # The path of a Unix socket has at most 107 characters, and ours need about 60 of them.
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= _MAX_TEMPORARY_FOLDER_LENGTH else "/tmp"  # noqa: S108
+
+
+def _open_swarm(crew: Crew, plan: Plan, weights_folder: Path, progress: Progress) -> OpenSwarm:
+    config = plan.config
+    started_at = time.monotonic()
+    model = SwarmModel(
+        shape=config.shape,
+        dht_prefix=config.effective_dht_prefix,
+        initial_peers=config.initial_peers,
+        weights_folder=str(weights_folder) if config.is_embedded else None,
+        device=config.device,
+        dtype=config.dtype,
+        seed=config.seed,
+        connect_timeout_s=config.connect_timeout_s,
+        max_retries=config.max_retries,
+    )
+    if plan.servers:
+        title = f"Starting a swarm of {len(plan.servers)} servers"
+        with progress.phase(title, total=len(plan.servers) + 1) as phase:
+            model, view = start_embedded_swarm(
+                crew, model, plan.servers, timeout_s=config.server_timeout_s, phase=phase
+            )
+    else:
+        with progress.phase("Looking at the swarm", total=1):
+            view = look_at_swarm(crew, model, timeout_s=config.connect_timeout_s)
+    return OpenSwarm(model=model, view=view, startup_s=time.monotonic() - started_at)
+
+
+def _load(config: PetalsConfig, run: RunShape) -> Load:
+    return Load(
+        num_processes=config.num_processes,
+        num_micro_batches=config.num_micro_batches,
+        batch_size=config.batch_size,
+        sequence_length=run.sequence_length,
+        max_tokens=run.max_tokens,
+    )
+
+
+def _measure_and_save(
+    crew: Crew,
+    load: Load,
+    config_bloom: Any,
+    *,
+    results: ResultsFile,
+    description: dict[str, Any],
+    limits: TimeLimits,
+    progress: Progress,
+    title: str = "Run",
+) -> ResultRow:
+    measurement = Measurement(load=load)
+    record = {
+        "schema_version": RECORD_SCHEMA_VERSION,
+        "system": "petals",
+        "status": "ok",
+        "started_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "run": asdict(load),
+        **description,
+    }
+    try:
+        measure(crew, measurement, config_bloom, limits=limits, progress=progress, title=title)
+    except FlexbenchError as error:
+        status = "interrupted" if isinstance(error, Interrupted) else "failed"
+        failure = {"status": status, "error": error.message, "clients": measurement.clients()}
+        results.append(None, record | failure)
+        raise
+    row = measurement.row()
+    results.append(
+        row, record | {"figures": measurement.figures(), "clients": measurement.clients()}
+    )
+    progress.note(
+        f"{title}: {load.sequence_length} + {load.max_tokens} tokens, "
+        f"{row.throughput:.2f} tokens/s, mean latency {row.mean_latency:.3f} s"
+    )
+    return row
+
+
+def measure(
+    crew: Crew,
+    measurement: Measurement,
+    config_bloom: Any,
+    *,
+    limits: TimeLimits,
+    progress: Progress,
+    title: str,
+) -> None:
+    """Do one run with clients in `crew`, and fill in `measurement` as its observations arrive.
+
+    Raises WorkerError, DeadlineError or Interrupted; what was observed before is kept.
+    """
+    load = measurement.load
+    clients = {
+        crew.start(
+            f"client {index}",
+            run_client,
+            config_bloom,
+            load.num_micro_batches,
+            load.batch_size,
+            load.sequence_length,
+            load.max_tokens,
+            index,
+        ): index
+        for index in range(load.num_processes)
+    }
+    waiting = set(clients)
+    deadline = Deadline(
+        limits.warmup_s,
+        lambda: (
+            f"{', '.join(sorted(client.name for client in waiting))} did not finish the warm-up "
+            f"within {limits.warmup_s:g} s (--warmup-timeout)"
+        ),
+    )
+    with progress.phase(f"{title}: warm-up", total=len(clients)) as phase:
+        while waiting:
+            worker, message = crew.next_message(deadline)
+            if worker in waiting and isinstance(message, Ready):
+                measurement.warmup_s[clients[worker]] = time.monotonic() - worker.started_at
+                waiting.discard(worker)
+                phase.advance()
+
+    waiting = set(clients)
+    num_rounds = load.num_processes * load.num_micro_batches
+    deadline = Deadline(
+        limits.run_s,
+        lambda: (
+            f"{len(measurement.all_latencies)} of {num_rounds} requests were finished within "
+            f"{limits.run_s:g} s (--run-timeout)"
+        ),
+    )
+    with progress.phase(f"{title}: rounds", total=num_rounds) as phase:
+        measurement.released_at = crew.release(list(clients))
+        while waiting:
+            worker, message = crew.next_message(deadline)
+            if worker not in waiting:
+                continue
+            if isinstance(message, Item):
+                measurement.latencies.setdefault(clients[worker], []).append(message.payload)
+                phase.advance()
+            elif isinstance(message, Finished):
+                waiting.discard(worker)
+    crew.end(list(clients))
+
+
+def _describe(config_bloom: Any) -> dict[str, Any]:
+    """The part of a record that is the same for all runs of a command."""
+    model = config_bloom if isinstance(config_bloom, SwarmModel) else None
+    model = model or SwarmModel.from_bloom_config(config_bloom)
+    return {
+        "model": asdict(model.shape) | {"dht_prefix": model.dht_prefix, "seed": model.seed},
+        "initial_peers": list(model.initial_peers),
+        "command": environment.redact_command_line(sys.argv),
+        "versions": environment.describe_versions(PACKAGES),
+        "machine": environment.describe_machine(),
+    }
+
+
+def _configuration(plan: Plan) -> dict[str, Any]:
+    config = asdict(plan.config)
+    config["output"] = str(plan.config.output)
+    config["servers"] = [
+        asdict(spec) | {"blocks": [spec.blocks.start, spec.blocks.stop]} for spec in plan.servers
+    ]
+    return config

@@ -1,0 +1,84 @@
+"""The door to petals and hivemind: nothing else in flexbench imports them.
+
+Importing this module imports torch, transformers, hivemind and petals, which takes seconds. The
+command checks with `requirement` first and leaves the import to worker processes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import tempfile
+
+# Nothing here needs a model hub; without this every look-up of a name would wait for a network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
+
+import hivemind
+import torch
+
+# Petals 2.2 was written for hivemind 1.1.10, which offered these names at top level; 1.1.12 has
+# them in its submodules only.
+_MOVED_NAMES = {
+    "hivemind.compression": (
+        "deserialize_tensor_stream",
+        "deserialize_torch_tensor",
+        "serialize_torch_tensor",
+    ),
+    "hivemind.p2p": ("P2P", "P2PContext", "PeerID"),
+    "hivemind.utils": (
+        "MAX_DHT_TIME_DISCREPANCY_SECONDS",
+        "MSGPackSerializer",
+        "TensorDescriptor",
+        "TimedStorage",
+        "get_dht_time",
+        "get_logger",
+        "nested_flatten",
+        "nested_pack",
+    ),
+    "hivemind.utils.asyncio": ("anext",),
+    "hivemind.utils.nested": ("nested_compare",),
+    "hivemind.utils.tensor_descr": ("BatchTensorDescriptor",),
+}
+
+
+def _restore_moved_names() -> None:
+    for home, names in _MOVED_NAMES.items():
+        module = importlib.import_module(home)
+        for name in names:
+            if not hasattr(hivemind, name):
+                setattr(hivemind, name, getattr(module, name))
+
+
+_restore_moved_names()
+
+# Sockets between Python and p2pd belong with the other temporary files, not always into /tmp.
+hivemind.P2P._UNIX_SOCKET_PREFIX = f"/unix{tempfile.gettempdir()}/hivemind-"
+
+from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError  # noqa: E402
+from petals.client.inference_session import InferenceSession  # noqa: E402
+from petals.data_structures import ServerState  # noqa: E402
+from petals.models.bloom import (  # noqa: E402
+    DistributedBloomConfig,
+    DistributedBloomForCausalLM,
+)
+from petals.server.server import Server  # noqa: E402
+from petals.utils.dht import compute_spans, get_remote_module_infos  # noqa: E402
+from transformers.models.bloom import BloomModel  # noqa: E402
+
+DHT = hivemind.DHT
+
+__all__ = [
+    "DHT",
+    "BloomModel",
+    "DistributedBloomConfig",
+    "DistributedBloomForCausalLM",
+    "InferenceSession",
+    "P2PDaemonError",
+    "Server",
+    "ServerState",
+    "compute_spans",
+    "get_remote_module_infos",
+    "torch",
+]

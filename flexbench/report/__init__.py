@@ -1,0 +1,1 @@
+"""From results files to an answer: read, aggregate, show."""
