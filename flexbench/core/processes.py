@@ -27,7 +27,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
@@ -259,6 +259,9 @@ class Crew:
         """
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(["__main__", *preload])
+        # It outlives killed workers and removes their semaphores, but not without complaining.
+        with quiet_output():
+            resource_tracker.ensure_running()
         self._log_folder = log_folder
         self._scratch_folder = scratch_folder
         self._workers: list[Worker] = []
@@ -426,7 +429,7 @@ def _reap_orphans(worker: Worker) -> None:
 
 
 @contextmanager
-def quiet_imports() -> Iterator[None]:
+def quiet_output() -> Iterator[None]:
     """Send what is printed to nowhere, by file descriptor, so that C libraries are quiet too."""
     saved = os.dup(1), os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)

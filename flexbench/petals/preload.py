@@ -6,9 +6,9 @@ were forked after that would share them: one killed at the wrong moment would st
 
 from importlib import import_module
 
-from flexbench.core.processes import quiet_imports
+from flexbench.core.processes import quiet_output
 
-with quiet_imports():
+with quiet_output():
     for _module in (
         "torch",
         "transformers.models.bloom.modeling_bloom",

@@ -57,7 +57,7 @@ _restore_moved_names()
 hivemind.P2P._UNIX_SOCKET_PREFIX = f"/unix{tempfile.gettempdir()}/hivemind-"
 
 from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError  # noqa: E402
-from petals.client.inference_session import InferenceSession  # noqa: E402
+from petals.client.inference_session import _ServerInferenceSession  # noqa: E402
 from petals.data_structures import ServerState  # noqa: E402
 from petals.models.bloom import (  # noqa: E402
     DistributedBloomConfig,
@@ -67,6 +67,11 @@ from petals.server.server import Server  # noqa: E402
 from petals.utils.dht import compute_spans, get_remote_module_infos  # noqa: E402
 from transformers.models.bloom import BloomModel  # noqa: E402
 
+# A session that could not be closed cleanly, because its server was quicker, is closed once more
+# when it is collected. Where that happens on the thread of the event loop, it waits for itself, and
+# the client hangs for ever (seen in one of about 100 short requests). Once is enough.
+del _ServerInferenceSession.__del__
+
 DHT = hivemind.DHT
 
 __all__ = [
@@ -74,7 +79,6 @@ __all__ = [
     "BloomModel",
     "DistributedBloomConfig",
     "DistributedBloomForCausalLM",
-    "InferenceSession",
     "P2PDaemonError",
     "Server",
     "ServerState",

@@ -174,6 +174,9 @@ def _online_servers(dht: DHT, dht_prefix: str, blocks: range) -> tuple[Hop, ...]
 
 def _announce_and_watch(channel: WorkerChannel, server: Any, blocks: range) -> None:
     """Report when the swarm sees the server online; end the process when a part of it dies."""
+    # Petals announces the blocks as online a little before it can serve them.
+    while server.module_container is None or not server.module_container.ready.is_set():
+        time.sleep(0.02)
     peer_id = str(server.dht.peer_id)
     while not any(
         hop.peer_id == peer_id for hop in _online_servers(server.dht, server.dht_prefix, blocks)

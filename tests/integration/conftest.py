@@ -1,0 +1,127 @@
+"""Real processes: every test checks that it has left none behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+_MARK = "FLEXBENCH_TEST_MARK"
+
+
+class Command:
+    """A running `flexbench` command, and the processes that belong to it."""
+
+    def __init__(self, arguments: list[str], folder: Path) -> None:
+        self.mark = uuid.uuid4().hex
+        self.folder = folder
+        self.temporary = folder / "tmp"
+        self.temporary.mkdir(exist_ok=True)
+        self._stdout = folder / "stdout"
+        self._stderr = folder / "stderr"
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "flexbench", *arguments],
+            cwd=folder,
+            env={**os.environ, _MARK: self.mark, "TMPDIR": str(self.temporary)},
+            stdin=subprocess.DEVNULL,
+            stdout=self._stdout.open("w"),
+            stderr=self._stderr.open("w"),
+            start_new_session=True,
+        )
+
+    @property
+    def stdout(self) -> str:
+        return self._stdout.read_text()
+
+    @property
+    def stderr(self) -> str:
+        return self._stderr.read_text()
+
+    def family(self) -> list[psutil.Process]:
+        """All living processes that have inherited this command's mark, itself included."""
+        found = []
+        for process in psutil.process_iter():
+            try:
+                if process.status() == psutil.STATUS_ZOMBIE:
+                    continue
+                if process.environ().get(_MARK) == self.mark:
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.AccessDenied):
+                continue
+        return found
+
+    def worker(self, name: str, *, timeout_s: float = 60) -> psutil.Process:
+        """The worker process called `name`, as soon as it exists."""
+        title = f"flexbench: {name}"
+        return self.wait_for(
+            lambda: next((p for p in self.workers() if " ".join(p.cmdline()) == title), None),
+            f"a process called {title!r}",
+            timeout_s,
+        )
+
+    def workers(self) -> list[psutil.Process]:
+        """All workers, without what they started: the leaders of process groups."""
+        return [p for p in self.family() if os.getpgid(p.pid) == p.pid != self.process.pid]
+
+    def wait_for_text(self, text: str, *, timeout_s: float = 90) -> None:
+        """Wait until `text` is in standard error."""
+        self.wait_for(lambda: text in self.stderr, f"{text!r} in standard error", timeout_s)
+
+    def wait_for(self, probe: Callable[[], Any], what: str, timeout_s: float) -> Any:
+        expires_at = time.monotonic() + timeout_s
+        while time.monotonic() < expires_at:
+            try:
+                found = probe()
+            except (psutil.NoSuchProcess, ProcessLookupError):
+                found = None
+            if found:
+                return found
+            assert self.process.poll() is None, f"ended before {what}: {self.stderr}"
+            time.sleep(0.02)
+        raise AssertionError(f"no {what} within {timeout_s} s; standard error: {self.stderr}")
+
+    def finish(self, timeout_s: float) -> int:
+        """Wait for the command's end; its exit code."""
+        return self.process.wait(timeout_s)
+
+    def assert_nothing_left(self, *, within_s: float = 5) -> None:
+        """No process of the command lives on, and no temporary file but logs."""
+        expires_at = time.monotonic() + within_s
+        while self.family() and time.monotonic() < expires_at:
+            time.sleep(0.05)
+        assert [" ".join(process.cmdline()) for process in self.family()] == []
+
+    def temporary_files(self) -> list[str]:
+        """What the command has left in the folder for temporary files, logs left out."""
+        left = (path for path in self.temporary.rglob("*") if not path.is_dir())
+        return [str(path) for path in left if path.suffix != ".log"]
+
+    def end(self) -> None:
+        """Kill whatever there still is."""
+        for process in self.family():
+            process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+
+@pytest.fixture
+def flexbench(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+    """Starts `flexbench` with arguments in a folder of its own."""
+    commands: list[Command] = []
+
+    def start(*arguments: object) -> Command:
+        command = Command([str(argument) for argument in arguments], tmp_path)
+        commands.append(command)
+        return command
+
+    yield start
+    for command in commands:
+        command.end()
