@@ -35,8 +35,10 @@ from typing import Any
 
 from flexbench.core.errors import DeadlineError, Interrupted, WorkerError
 
-# A worker group has this long to end after SIGTERM, and again after SIGKILL.
-GRACE_S = 3.0
+# How long the processes of a worker get after SIGTERM, and how long the system gets after SIGKILL.
+# What a daemon leaves when it is killed lies in the scratch folder, so there is no need to wait.
+_TERM_GRACE_S = 0.5
+_KILL_GRACE_S = 5.0
 _LOG_LINES_SHOWN = 15
 
 
@@ -194,6 +196,7 @@ def _redirect_temporary_files(folder: str) -> None:
 
 
 def _set_title(title: str) -> None:
+    os.environ.setdefault("SPT_NOENV", "1")  # or it would take the place of the environment, too
     try:
         import setproctitle
     except ImportError:  # a comfort for people who look at ps; nothing depends on it
@@ -214,6 +217,7 @@ class Worker:
     orders: Connection
     reports: Connection
     finished: bool = False
+    exited: bool = False
     reports_open: bool = True
     started_at: float = field(default_factory=time.monotonic)
 
@@ -342,7 +346,8 @@ class Crew:
     def _collect(self, deadline: Deadline) -> None:
         by_source: dict[Any, Worker] = {}
         for worker in self._workers:
-            by_source[worker.process.sentinel] = worker
+            if not worker.exited:
+                by_source[worker.process.sentinel] = worker
             if worker.reports_open:
                 by_source[worker.reports] = worker
         sources = connection.wait([*by_source, self._wakeup_reader], deadline.remaining_s())
@@ -376,8 +381,8 @@ class Crew:
         self._pending.append((worker, message))
 
     def _note_exit(self, worker: Worker) -> None:
+        worker.exited = True
         if worker.finished:
-            self.end([worker])
             return
         self._failure = self._failure or WorkerError(
             worker.name, _how_it_died(worker.process.exitcode), details=worker.last_log_lines()
@@ -388,10 +393,10 @@ class Crew:
         ending = [worker for worker in workers if worker in self._workers]
         for worker in ending:
             worker.signal_group(signal.SIGTERM)
-        remaining = _wait_until_gone(ending, GRACE_S)
+        remaining = _wait_until_gone(ending, _TERM_GRACE_S)
         for worker in remaining:
             worker.signal_group(signal.SIGKILL)
-        _wait_until_gone(remaining, GRACE_S)
+        _wait_until_gone(remaining, _KILL_GRACE_S)
         for worker in ending:
             worker.orders.close()
             worker.reports.close()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flexbench.models.shapes import OPT_SHAPES
 from flexbench.petals import config as defaults
 from flexbench.petals.config import PetalsConfig
 
@@ -38,6 +39,7 @@ def petals_command(
         str | None,
         typer.Option(
             metavar="MODEL",
+            autocompletion=lambda: list(OPT_SHAPES),
             help="OPT model whose dimensions are measured, facebook/opt-125m to opt-175b. Default: "
             f"{defaults.DEFAULT_EMBEDDED_PREFIX} for the private swarm, "
             f"{defaults.DEFAULT_REMOTE_PREFIX} with --initial-peers.",
@@ -60,6 +62,7 @@ def petals_command(
         str,
         typer.Option(
             metavar="|".join(defaults.DTYPES),
+            autocompletion=lambda: list(defaults.DTYPES),
             help="Type of weights and activations. auto: bfloat16 on a GPU, float32 on a CPU.",
             rich_help_panel=_SWARM,
         ),
@@ -171,15 +174,14 @@ def petals_command(
     Shown are the tokens per second of all clients and the mean latency of a request.
     """
     peers = tuple(initial_peers or ())
-    chosen_prefix = prefix or (
-        defaults.DEFAULT_REMOTE_PREFIX if peers else defaults.DEFAULT_EMBEDDED_PREFIX
-    )
+    if prefix is None:
+        prefix = defaults.DEFAULT_REMOTE_PREFIX if peers else defaults.DEFAULT_EMBEDDED_PREFIX
     lengths_given = sequence_length is not None or max_tokens is not None
     if sweep is None:
-        sweep = chosen_prefix == defaults.SWEEP_PREFIX and not lengths_given
+        sweep = prefix == defaults.SWEEP_PREFIX and not lengths_given
     config = PetalsConfig(
         initial_peers=peers,
-        prefix=chosen_prefix,
+        prefix=prefix,
         dht_prefix=dht_prefix,
         batch_size=batch_size,
         num_micro_batches=num_micro_batches,

@@ -6,9 +6,11 @@ command checks with `requirement` first and leaves the import to worker processe
 
 from __future__ import annotations
 
+import copyreg
 import importlib
 import os
 import tempfile
+from typing import Any
 
 # Nothing here needs a model hub; without this every look-up of a name would wait for a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -71,6 +73,21 @@ from transformers.models.bloom import BloomModel  # noqa: E402
 # when it is collected. Where that happens on the thread of the event loop, it waits for itself, and
 # the client hangs for ever (seen in one of about 100 short requests). Once is enough.
 del _ServerInferenceSession.__del__
+
+
+def _restore_config(state: dict[str, Any]) -> DistributedBloomConfig:
+    config = DistributedBloomConfig.__new__(DistributedBloomConfig)
+    config.__dict__.update(state)
+    return config
+
+
+def _reduce_config(config: DistributedBloomConfig) -> tuple[Any, ...]:
+    return _restore_config, (config.__dict__,)
+
+
+# A configuration that arrives in another process would import petals there, and fail; this way it
+# imports this module, which knows how.
+copyreg.pickle(DistributedBloomConfig, _reduce_config)
 
 DHT = hivemind.DHT
 

@@ -28,15 +28,16 @@ class Command:
         self.temporary.mkdir(exist_ok=True)
         self._stdout = folder / "stdout"
         self._stderr = folder / "stderr"
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "flexbench", *arguments],
-            cwd=folder,
-            env={**os.environ, _MARK: self.mark, "TMPDIR": str(self.temporary)},
-            stdin=subprocess.DEVNULL,
-            stdout=self._stdout.open("w"),
-            stderr=self._stderr.open("w"),
-            start_new_session=True,
-        )
+        with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "flexbench", *arguments],
+                cwd=folder,
+                env={**os.environ, _MARK: self.mark, "TMPDIR": str(self.temporary)},
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+                start_new_session=True,
+            )
 
     @property
     def stdout(self) -> str:
@@ -63,7 +64,9 @@ class Command:
         """The worker process called `name`, as soon as it exists."""
         title = f"flexbench: {name}"
         return self.wait_for(
-            lambda: next((p for p in self.workers() if " ".join(p.cmdline()) == title), None),
+            lambda: next(
+                (p for p in self.workers() if " ".join(p.cmdline()).strip() == title), None
+            ),
             f"a process called {title!r}",
             timeout_s,
         )
@@ -94,7 +97,7 @@ class Command:
         return self.process.wait(timeout_s)
 
     def assert_nothing_left(self, *, within_s: float = 5) -> None:
-        """No process of the command lives on, and no temporary file but logs."""
+        """No process of the command lives on."""
         expires_at = time.monotonic() + within_s
         while self.family() and time.monotonic() < expires_at:
             time.sleep(0.05)
@@ -104,6 +107,10 @@ class Command:
         """What the command has left in the folder for temporary files, logs left out."""
         left = (path for path in self.temporary.rglob("*") if not path.is_dir())
         return [str(path) for path in left if path.suffix != ".log"]
+
+    def logs(self) -> list[Path]:
+        """The logs that the command has kept."""
+        return list(self.temporary.rglob("*.log"))
 
     def end(self) -> None:
         """Kill whatever there still is."""

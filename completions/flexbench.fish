@@ -1,0 +1,1 @@
+complete --command flexbench --no-files --arguments "(env _FLEXBENCH_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=get-args _TYPER_COMPLETE_ARGS=(commandline -cp) flexbench)" --condition "env _FLEXBENCH_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION=is-args _TYPER_COMPLETE_ARGS=(commandline -cp) flexbench"

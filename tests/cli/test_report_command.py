@@ -1,0 +1,133 @@
+"""`flexbench report` on small files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from flexbench.cli import app
+
+HEADER = (
+    "batch_size\tnum_micro_batches\tnum_processes\tsequence_length\tmax_tokens\tthroughput"
+    "\tmean_latency\n"
+)
+ORIGINAL = "1\t1\t4\t256\t32\t20.0\t6.0\n1\t1\t4\t512\t32\t10.0\t12.5\n"
+OURS = HEADER + "1\t1\t4\t256\t32\t24.0\t5.0\n"
+
+
+@pytest.fixture
+def files(tmp_path) -> list[str]:
+    (tmp_path / "original.tsv").write_text(ORIGINAL)
+    (tmp_path / "ours.tsv").write_text(OURS)
+    return [str(tmp_path / "original.tsv"), str(tmp_path / "ours.tsv")]
+
+
+def report(*arguments: str):
+    return CliRunner().invoke(app, ["report", *arguments])
+
+
+def test_files_with_and_without_header_are_grouped_together(files):
+    result = report(*files, "--format", "json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == [
+        {
+            "batch_size": 1, "num_micro_batches": 1, "num_processes": 4, "sequence_length": 256,
+            "max_tokens": 32, "throughput_mean": 22.0, "throughput_min": 20.0,
+            "throughput_max": 24.0, "mean_latency_mean": 5.5, "mean_latency_min": 5.0,
+            "mean_latency_max": 6.0, "num_runs": 2,
+        },
+        {
+            "batch_size": 1, "num_micro_batches": 1, "num_processes": 4, "sequence_length": 512,
+            "max_tokens": 32, "throughput_mean": 10.0, "throughput_min": 10.0,
+            "throughput_max": 10.0, "mean_latency_mean": 12.5, "mean_latency_min": 12.5,
+            "mean_latency_max": 12.5, "num_runs": 1,
+        },
+    ]  # fmt: skip
+
+
+def test_csv_and_markdown_say_the_same(files):
+    rows = list(csv.DictReader(io.StringIO(report(*files, "--format", "csv").stdout)))
+    assert [row["throughput_mean"] for row in rows] == ["22.0", "10.0"]
+    lines = report(*files, "--format", "markdown").stdout.splitlines()
+    assert lines[0].startswith("| batch_size | num_micro_batches |")
+    assert set(lines[1]) == set("|-: ")
+    assert lines[2] == "| 1 | 1 | 4 | 256 | 32 | 22 | 20 | 24 | 5.5 | 5 | 6 | 2 |"
+    assert len(lines) == 4
+
+
+def test_the_table_fits_into_80_columns(files):
+    result = report(*files)
+    assert result.exit_code == 0
+    lines = result.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "…" not in result.stdout
+    assert ["1", "1", "4", "256", "32", "22", "20", "24", "5.5", "5", "6", "2"] in [
+        line.split() for line in lines
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("1\t1\t4\t256\t32\t20.0", "expected 7 tab-separated columns, found 6"),
+        ("1\t1\t4\t256\t32\t20.0\t6.0\t7", "expected 7 tab-separated columns, found 8"),
+        ("1\t1\tfour\t256\t32\t20.0\t6.0", "num_processes must be a whole number of at least 1, not 'four'"),
+        ("0\t1\t4\t256\t32\t20.0\t6.0", "batch_size must be a whole number of at least 1, not '0'"),
+        ("1\t1\t4\t256\t-1\t20.0\t6.0", "max_tokens must be a whole number of at least 0, not '-1'"),
+        ("1\t1\t4\t256\t32\tnan\t6.0", "throughput must be a finite number of at least 0, not 'nan'"),
+        ("1\t1\t4\t256\t32\t20.0\tinf", "mean_latency must be a finite number of at least 0, not 'inf'"),
+        ("1\t1\t4\t256\t32\t20.0\t-6.0", "mean_latency must be"),
+        ("1 1 4 256 32 20.0 6.0", "expected 7 tab-separated columns, found 1"),
+        (HEADER.strip(), "batch_size must be"),
+    ],
+)  # fmt: skip
+def test_a_malformed_line_is_reported_with_file_and_line(line, problem, tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text(HEADER + "1\t1\t4\t256\t32\t24.0\t5.0\n" + line + "\n")
+    result = report(str(path))
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert f"{path}:3: " in result.stderr
+    assert problem in result.stderr
+
+
+def test_skipped_lines_are_counted(files):
+    Path(files[0]).write_text(ORIGINAL + "nonsense\n\n1\t2\n")
+    result = report(*files, "--skip-invalid", "--format", "json")
+    assert result.exit_code == 0
+    assert [group["num_runs"] for group in json.loads(result.stdout)] == [2, 1]
+    assert result.stderr == "Skipped 2 malformed lines.\n"
+
+
+@pytest.mark.parametrize("content", ["", HEADER, "\n"])
+def test_no_runs_is_an_error(content, tmp_path):
+    (tmp_path / "empty.tsv").write_text(content)
+    result = report(str(tmp_path / "empty.tsv"))
+    assert result.exit_code == 2
+    assert "empty.tsv: no runs in there" in result.stderr
+
+
+def test_files_that_cannot_be_read_are_errors(tmp_path):
+    assert "cannot be read: No such file" in report(str(tmp_path / "no.tsv")).stderr
+    assert "cannot be read: Is a directory" in report(str(tmp_path)).stderr
+    (tmp_path / "binary.tsv").write_bytes(b"\xff\xfe\x00\x01")
+    result = report(str(tmp_path / "binary.tsv"))
+    assert result.exit_code == 2
+    assert "is not a text file in UTF-8" in result.stderr
+
+
+def test_windows_line_ends_and_a_missing_last_one_are_fine(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_bytes(OURS.replace("\n", "\r\n").rstrip().encode())
+    assert json.loads(report(str(path), "--format", "json").stdout)[0]["throughput_mean"] == 24.0
+
+
+def test_reports_do_not_change_their_input(files):
+    before = [Path(file).read_bytes() for file in files]
+    report(*files)
+    assert [Path(file).read_bytes() for file in files] == before

@@ -1,0 +1,176 @@
+"""Workers that come to an end in every way there is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from flexbench.core.errors import DeadlineError, Interrupted, WorkerError
+from flexbench.core.processes import Crew, Deadline, Finished, Item, Ready
+from tests.integration import workers
+
+
+@pytest.fixture
+def crew(tmp_path):
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "scratch").mkdir()
+    with Crew(log_folder=tmp_path / "logs", scratch_folder=tmp_path / "scratch") as crew:
+        yield crew
+
+
+def deadline(seconds: float = 20) -> Deadline:
+    return Deadline(seconds, lambda: f"nothing within {seconds} s")
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def assert_gone(*pids: int, within_s: float = 5) -> None:
+    expires_at = time.monotonic() + within_s
+    while not all(map(is_gone, pids)) and time.monotonic() < expires_at:
+        time.sleep(0.02)
+    assert all(map(is_gone, pids))
+
+
+def test_messages_arrive_in_order_and_the_release_carries_its_payload(crew):
+    worker = crew.start("worker", workers.report_and_finish, 1, "two")
+    assert crew.next_message(deadline()) == (worker, Ready())
+    before = time.monotonic()
+    released_at = crew.release([worker], payload="go")
+    assert before <= released_at <= time.monotonic()
+    messages = [crew.next_message(deadline())[1] for _ in range(4)]
+    assert messages == [Item("go"), Item(1), Item("two"), Finished()]
+    with pytest.raises(DeadlineError, match="nothing within"):
+        crew.next_message(deadline(0.3))
+
+
+def test_an_exception_is_reported_with_its_text_and_log(crew):
+    crew.start("client 3", workers.fail, "no such block")
+    with pytest.raises(WorkerError) as raised:
+        crew.next_message(deadline())
+    assert raised.value.message == "client 3 failed: RuntimeError: no such block"
+    assert "about to fail" in raised.value.details
+    assert "Full log: " in raised.value.details
+    assert "client-3.log" in raised.value.details
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV])
+def test_what_a_killed_worker_has_reported_comes_before_its_death(crew, number):
+    worker = crew.start("victim", workers.report_then_kill_itself, number)
+    assert crew.next_message(deadline()) == (worker, Item("last words"))
+    with pytest.raises(WorkerError, match=f"victim was killed by {number.name}"):
+        crew.next_message(deadline())
+
+
+def test_a_worker_that_just_exits_is_an_error(crew):
+    crew.start("worker", workers.exit_silently)
+    with pytest.raises(WorkerError, match="ended unexpectedly with exit code 7"):
+        crew.next_message(deadline())
+
+
+def test_the_death_of_one_is_noticed_while_others_wait(crew):
+    crew.start("waiting", workers.wait_for_ever)
+    victim = crew.start("victim", workers.wait_for_ever)
+    assert {crew.next_message(deadline())[0].name for _ in range(2)} == {"waiting", "victim"}
+    threading.Timer(0.2, os.kill, (victim.process.pid, signal.SIGKILL)).start()
+    started_at = time.monotonic()
+    with pytest.raises(WorkerError, match="victim was killed by SIGKILL"):
+        crew.next_message(deadline())
+    assert time.monotonic() - started_at < 2
+
+
+def test_releasing_a_dead_worker_is_no_error_of_its_own(crew):
+    victim = crew.start("victim", workers.exit_silently)
+    time.sleep(0.5)
+    crew.release([victim], payload="x" * 100_000)
+    with pytest.raises(WorkerError, match="victim"):
+        crew.next_message(deadline())
+
+
+def test_ending_takes_what_a_worker_has_started_with_it(crew):
+    worker = crew.start("worker", workers.start_a_stubborn_child)
+    _, message = crew.next_message(deadline())
+    started_at = time.monotonic()
+    crew.end([worker])
+    assert time.monotonic() - started_at < 3
+    assert_gone(*message.payload, within_s=0.5)
+
+
+def test_children_of_a_worker_that_was_killed_are_ended_too(crew):
+    worker = crew.start("worker", workers.start_a_stubborn_child)
+    _, message = crew.next_message(deadline())
+    worker.process.kill()
+    with pytest.raises(WorkerError, match="killed by SIGKILL"):
+        crew.next_message(deadline())
+    crew.end([worker])
+    assert_gone(*message.payload, within_s=0.5)
+
+
+def test_a_deadline_says_what_was_waited_for(crew):
+    crew.start("worker", workers.wait_for_ever)
+    crew.next_message(deadline())
+    started_at = time.monotonic()
+    with pytest.raises(DeadlineError, match=r"nothing within 0\.5 s"):
+        crew.next_message(deadline(0.5))
+    assert 0.4 < time.monotonic() - started_at < 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_interrupts_the_waiting(crew, number):
+    crew.start("worker", workers.wait_for_ever)
+    crew.next_message(deadline())
+    threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+    with pytest.raises(Interrupted) as raised:
+        crew.next_message(deadline())
+    assert raised.value.exit_code == 128 + number
+
+
+def test_signal_handlers_are_restored(tmp_path):
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Crew(log_folder=tmp_path, scratch_folder=tmp_path):
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_temporary_files_of_workers_are_in_the_scratch_folder(crew, tmp_path):
+    crew.start("worker", workers.leave_a_temporary_file)
+    _, message = crew.next_message(deadline())
+    assert message.payload.startswith(str(tmp_path / "scratch"))
+
+
+def test_workers_end_when_the_parent_is_killed(tmp_path):
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from flexbench.core.processes import Crew, Deadline\n"
+        "from tests.integration import workers\n"
+        "folder = Path(sys.argv[1])\n"
+        "with Crew(log_folder=folder, scratch_folder=folder) as crew:\n"
+        "    crew.start('worker', workers.start_a_stubborn_child)\n"
+        "    print(*crew.next_message(Deadline(20, str))[1].payload, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    script = tmp_path / "parent.py"
+    script.write_text(f"if __name__ == '__main__':\n    exec({code!r})\n")
+    with subprocess.Popen(
+        [sys.executable, script, tmp_path],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.getcwd()},
+    ) as parent:
+        worker, stubborn = map(int, parent.stdout.readline().split())
+        assert not is_gone(worker)
+        parent.kill()
+    assert_gone(worker)
+    # SIGTERM is all that is left to send by then, and this one ignores it.
+    os.kill(stubborn, signal.SIGKILL)

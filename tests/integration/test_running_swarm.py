@@ -1,0 +1,217 @@
+"""Clients against a swarm that somebody else runs, and the functions behind the command."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from flexbench.core.errors import WorkerError
+from flexbench.core.processes import Crew, Deadline, Item
+from flexbench.models.shapes import opt_shape
+from flexbench.petals import run_bench
+from flexbench.petals.model import SwarmModel
+from tests.integration import workers
+
+pytestmark = pytest.mark.swarm
+
+PEER_ID = "12D3KooWKMPJ2wZhc7VM7hfSDJmEwAExV3bgf2hYShyANcfvJxUA"
+
+
+@pytest.fixture(scope="module")
+def swarm():
+    """What serve_swarm prints of its swarm."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.integration.serve_swarm"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    ) as server:
+        line = server.stdout.readline()
+        assert line, "the swarm did not start"
+        yield json.loads(line)
+        server.stdin.close()
+        assert server.wait(20) == 0
+
+
+@pytest.fixture
+def model(swarm) -> SwarmModel:
+    return SwarmModel(
+        shape=opt_shape("opt-125m"),
+        dht_prefix="facebook/opt-125m",
+        initial_peers=tuple(swarm["initial_peers"]),
+        weights_folder=swarm["weights_folder"],
+        seed=11,
+    )
+
+
+def arguments(swarm, *more: object) -> list[object]:
+    return ["petals", "--prefix", "opt-125m", "--initial_peers", *swarm["initial_peers"], *more]
+
+
+def test_greedy_output_over_the_swarm_equals_the_local_model(model, tmp_path):
+    with Crew(log_folder=tmp_path, scratch_folder=tmp_path) as crew:
+        crew.start("client", workers.generate_with_the_swarm_and_alone, model, 20, 12)
+        _, message = crew.next_message(Deadline(120, lambda: "no tokens"))
+    assert isinstance(message, Item)
+    swarm_tokens, local_tokens = message.payload
+    assert len(swarm_tokens) == 2
+    assert all(len(row) == 20 + 12 for batch in swarm_tokens for row in batch)
+    assert swarm_tokens == local_tokens
+    # Prompts of one client differ from each other.
+    prompts = [tuple(row[:20]) for batch in swarm_tokens for row in batch]
+    assert len(set(prompts)) == 4
+
+
+def test_run_bench_appends_a_row_and_returns_it(model, tmp_path):
+    args = SimpleNamespace(
+        batch_size=2, num_micro_batches=2, num_processes=2, output=str(tmp_path / "rows.tsv")
+    )
+    row = run_bench(args, 12, 3, model)
+    assert (row.batch_size, row.num_micro_batches, row.num_processes) == (2, 2, 2)
+    assert (row.sequence_length, row.max_tokens) == (12, 3)
+    assert row.throughput > 0
+    lines = (tmp_path / "rows.tsv").read_text().splitlines()
+    assert lines[1].split("\t")[5:] == [repr(row.throughput), repr(row.mean_latency)]
+    record = json.loads((tmp_path / "rows.jsonl").read_text())
+    assert record["figures"]["total_tokens"] == 2 * 2 * 2 * 3
+
+
+def test_run_bench_reports_a_failed_client_and_writes_no_row(model, tmp_path):
+    args = SimpleNamespace(
+        batch_size=1, num_micro_batches=1, num_processes=1, output=tmp_path / "rows.tsv"
+    )
+    # Longer than a server's inference_max_length of 2048.
+    with pytest.raises(WorkerError, match="client 0 failed"):
+        run_bench(args, 3000, 1, model)
+    assert not (tmp_path / "rows.tsv").exists()
+    assert json.loads((tmp_path / "rows.jsonl").read_text())["status"] == "failed"
+
+
+def test_client_process_keeps_the_contract_of_the_original(swarm, tmp_path):
+    """With multiprocessing's own events and queue, and Petals' own configuration."""
+    script = tmp_path / "original.py"
+    script.write_text(
+        "import json, multiprocessing, sys\n"
+        "from flexbench.petals import client_process\n"
+        "if __name__ == '__main__':\n"
+        "    from flexbench.petals.runtime import DistributedBloomConfig\n"
+        "    from flexbench.petals.model import _patch_bloom_config\n"
+        "    from flexbench.models.shapes import opt_shape\n"
+        "    config = DistributedBloomConfig(\n"
+        "        initial_peers=json.loads(sys.argv[1]), dht_prefix='facebook/opt-125m')\n"
+        "    _patch_bloom_config(config, opt_shape('opt-125m'))\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    warm, start, queue = context.Event(), context.Event(), context.Queue()\n"
+        "    process = context.Process(\n"
+        "        target=client_process, args=(warm, start, config, 2, 1, 8, 4, 0, queue))\n"
+        "    process.start()\n"
+        "    assert warm.wait(60), 'no warm-up'\n"
+        "    assert queue.empty(), 'measured before the release'\n"
+        "    start.set()\n"
+        "    latencies = [queue.get(timeout=60) for _ in range(2)]\n"
+        "    process.join(30)\n"
+        "    print(json.dumps([process.exitcode, *latencies]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, script, json.dumps(swarm["initial_peers"])],
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    exit_code, *latencies = json.loads(done.stdout)
+    assert exit_code == 0
+    assert len(latencies) == 2
+    assert all(0 < latency < 60 for latency in latencies)
+
+
+def test_a_running_swarm_is_measured_with_its_route_on_record(flexbench, swarm):
+    command = flexbench(
+        *arguments(swarm, "--sequence-length", 16, "--max-tokens", 2, "--num-processes", 2, "-q")
+    )
+    assert command.finish(90) == 0, command.stderr
+    assert command.stdout == command.stderr == ""
+    record = json.loads((command.folder / "results/petals.jsonl").read_text())
+    assert record["swarm"]["servers"] == swarm["servers"]
+    assert record["swarm"]["embedded"] is False
+    assert [c["requests"][0]["route"] for c in record["clients"]] == [swarm["servers"]] * 2
+    command.assert_nothing_left()
+    assert command.temporary_files() == []
+
+
+def test_blocks_that_nobody_serves_are_named(flexbench, swarm):
+    command = flexbench(
+        "petals", "--prefix", "facebook/opt-1.3b", "--dht-prefix", "facebook/opt-125m",
+        "--initial-peers", *swarm["initial_peers"],
+    )  # fmt: skip
+    assert command.finish(60) == 1
+    assert "nobody serves blocks 12:24 of 24 under the DHT prefix 'facebook/opt-125m'" in (
+        command.stderr
+    )
+    command.assert_nothing_left()
+
+
+def test_peers_that_cannot_be_reached_are_named(flexbench):
+    peer = f"/ip4/127.0.0.1/tcp/9/p2p/{PEER_ID}"
+    started_at = time.monotonic()
+    command = flexbench("petals", "--initial-peers", peer, "--connect-timeout", 20)
+    assert command.finish(25) == 1
+    assert time.monotonic() - started_at < 25
+    assert peer in command.stderr
+    assert not (command.folder / "results/petals.tsv").exists()
+    command.assert_nothing_left()
+
+
+def test_the_deadline_for_connecting_holds(flexbench):
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
+        port = silent.getsockname()[1]
+        peer = f"/ip4/127.0.0.1/tcp/{port}/p2p/{PEER_ID}"
+        started_at = time.monotonic()
+        command = flexbench("petals", "--initial-peers", peer, "--connect-timeout", 8)
+        assert command.finish(15) == 1
+        assert time.monotonic() - started_at < 10
+    assert peer in command.stderr
+    command.assert_nothing_left()
+
+
+def test_a_client_that_is_killed_before_its_warm_up(flexbench, swarm):
+    command = flexbench(*arguments(swarm, "--num-processes", 2))
+    victim = command.worker("client 0")
+    victim.send_signal(signal.SIGKILL)
+    killed_at = time.monotonic()
+    command.wait_for_text("client 0 was killed by SIGKILL", timeout_s=5)
+    assert time.monotonic() - killed_at < 5
+    assert command.finish(10) == 1
+    assert "Full log: " in command.stderr
+    assert not (command.folder / "results/petals.tsv").exists()
+    command.assert_nothing_left()
+
+
+def test_a_warm_up_that_takes_too_long(flexbench, swarm):
+    command = flexbench(*arguments(swarm, "--num-processes", 2, "--warmup-timeout", 0.5))
+    assert command.finish(60) == 1
+    assert "client 0, client 1 did not finish the warm-up within 0.5 s" in command.stderr
+    command.assert_nothing_left()
+
+
+def test_a_run_that_takes_too_long_keeps_what_was_measured_in_its_record(flexbench, swarm):
+    command = flexbench(
+        *arguments(
+            swarm, "--num-micro-batches", 5000, "--sequence-length", 8, "--max-tokens", 1,
+            "--run-timeout", 3,
+        )
+    )  # fmt: skip
+    assert command.finish(60) == 1
+    assert "of 5000 requests were finished within 3 s (--run-timeout)" in command.stderr
+    record = json.loads((command.folder / "results/petals.jsonl").read_text())
+    assert record["status"] == "failed"
+    assert len(record["clients"][0]["requests"]) > 1
+    assert not (command.folder / "results/petals.tsv").exists()
+    command.assert_nothing_left()
