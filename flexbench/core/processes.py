@@ -35,10 +35,11 @@ from typing import Any
 
 from flexbench.core.errors import DeadlineError, Interrupted, WorkerError
 
-# How long the processes of a worker get after SIGTERM, and how long the system gets after SIGKILL.
-# What a daemon leaves when it is killed lies in the scratch folder, so there is no need to wait.
+# How long the processes of a worker get after SIGTERM. What a daemon leaves when it is killed lies
+# in the scratch folder, so there is no need for more.
 _TERM_GRACE_S = 0.5
-_KILL_GRACE_S = 5.0
+# SIGKILL cannot be refused; this is for the system to clear away what it ended.
+_KILL_GRACE_S = 0.5
 _LOG_LINES_SHOWN = 15
 
 
@@ -116,6 +117,10 @@ class ReleaseSignal:
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the release; False when `timeout` seconds passed without it."""
         return self._released.wait(timeout)
+
+    def clear(self) -> None:
+        """Let the next `wait` block until the worker is released again."""
+        self._released.clear()
 
     def release(self, payload: Any) -> None:
         """Let `wait` return."""
@@ -389,7 +394,7 @@ class Crew:
         )
 
     def end(self, workers: Sequence[Worker]) -> None:
-        """End these workers, if they still run, and everything they started; wait for their end."""
+        """End these workers, if they still run, and everything they started, within a second."""
         ending = [worker for worker in workers if worker in self._workers]
         for worker in ending:
             worker.signal_group(signal.SIGTERM)
@@ -447,3 +452,16 @@ def quiet_output() -> Iterator[None]:
         os.dup2(saved[1], 2)
         for descriptor in (*saved, nowhere):
             os.close(descriptor)
+
+
+def end_with_parent() -> None:
+    """Let this process be killed as soon as its parent ends; only on Linux, elsewhere nothing.
+
+    A fork server notices the end of its parent by itself, but then takes a second or more to unload
+    what it has imported.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

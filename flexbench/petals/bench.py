@@ -219,7 +219,7 @@ def _measure_and_save(
         "schema_version": RECORD_SCHEMA_VERSION,
         "system": "petals",
         "status": "ok",
-        "started_at": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "started_at": _utc_now(),
         "run": asdict(load),
         **description,
     }
@@ -227,13 +227,11 @@ def _measure_and_save(
         measure(crew, measurement, config_bloom, limits=limits, progress=progress, title=title)
     except FlexbenchError as error:
         status = "interrupted" if isinstance(error, Interrupted) else "failed"
-        failure = {"status": status, "error": error.message, "clients": measurement.clients()}
-        results.append(None, record | failure)
+        failure = {"status": status, "error": error.message}
+        results.append(None, record | failure | measurement.observations())
         raise
     row = measurement.row()
-    results.append(
-        row, record | {"figures": measurement.figures(), "clients": measurement.clients()}
-    )
+    results.append(row, record | {"figures": measurement.figures()} | measurement.observations())
     progress.note(
         f"{title}: {load.sequence_length} + {load.max_tokens} tokens, "
         f"{row.throughput:.2f} tokens/s, mean latency {row.mean_latency:.3f} s"
@@ -294,6 +292,7 @@ def measure(
         ),
     )
     with progress.phase(f"{title}: rounds", total=num_rounds) as phase:
+        measurement.released_at_utc = _utc_now()
         measurement.released_at = crew.release(list(clients))
         while waiting:
             worker, message = crew.next_message(deadline)
@@ -305,6 +304,10 @@ def measure(
             elif isinstance(message, Finished):
                 waiting.discard(worker)
     crew.end(list(clients))
+
+
+def _utc_now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def _describe(config_bloom: Any) -> dict[str, Any]:

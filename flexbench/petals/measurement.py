@@ -32,6 +32,8 @@ class Measurement:
     warmup_s: dict[int, float] = field(default_factory=dict)
     """Per client: from the start of its process to the end of its warm-up."""
     released_at: float | None = None
+    released_at_utc: str | None = None
+    """The same moment on the clock of the world, in ISO 8601."""
     latencies: dict[int, list[RequestLatency]] = field(default_factory=dict)
     """Per client, one for each finished round."""
 
@@ -75,8 +77,11 @@ class Measurement:
             "prompt_tokens": prompt_tokens,
         }
 
-    def clients(self) -> list[dict[str, Any]]:
-        """Every client's warm-up and requests, for the record."""
+    def observations(self) -> dict[str, Any]:
+        """What the figures follow from, for the record: every client's warm-up and requests."""
+        return {"released_at": self.released_at_utc, "clients": self._clients()}
+
+    def _clients(self) -> list[dict[str, Any]]:
         return [
             {
                 "process_index": index,

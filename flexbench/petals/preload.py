@@ -6,7 +6,9 @@ were forked after that would share them: one killed at the wrong moment would st
 
 from importlib import import_module
 
-from flexbench.core.processes import quiet_output
+from flexbench.core.processes import end_with_parent, quiet_output
+
+end_with_parent()
 
 with quiet_output():
     for _module in (

@@ -143,7 +143,7 @@ def test_figures_of_a_run_by_hand():
         "wall_clock_s": 8.0,
         "prompt_tokens": 192,
     }
-    clients = json.loads(json.dumps(measurement.clients()))
+    clients = json.loads(json.dumps(measurement.observations()))["clients"]
     assert [client["warmup_s"] for client in clients] == [1.5, 2.5]
     assert clients[1]["requests"][1] == {
         "latency_s": 3.0,
@@ -161,7 +161,7 @@ def test_a_run_that_failed_early_still_has_its_clients():
     load = Load(num_processes=2, num_micro_batches=1, batch_size=1, sequence_length=8, max_tokens=1)
     measurement = Measurement(load=load)
     measurement.warmup_s[1] = 3.0
-    assert measurement.clients() == [
+    assert measurement.observations()["clients"] == [
         {"process_index": 0, "warmup_s": None, "requests": []},
         {"process_index": 1, "warmup_s": 3.0, "requests": []},
     ]
