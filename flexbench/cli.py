@@ -4,21 +4,58 @@ from __future__ import annotations
 
 import signal
 import sys
+from importlib import import_module
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
+from typer.main import get_command
 
 from flexbench import __version__
 from flexbench.core.errors import FlexbenchError, Interrupted
-from flexbench.core.options import MultiValueCommand
-from flexbench.petals.command import petals_command
-from flexbench.report.command import report_command
+
+# Name, the module whose `app` is a Typer app with this one command, and its line in the overview. A
+# module is imported when its command is used: `flexbench --help` has to wait for none of them.
+COMMANDS = {
+    "petals": (
+        "flexbench.petals.command",
+        "Measure a Petals swarm with many clients at once.",
+    ),
+    "report": (
+        "flexbench.report.command",
+        "Summarize results: every configuration's mean, smallest and largest figures.",
+    ),
+}
+
+
+class LazyCommand(TyperCommand):
+    """Stands for a command in the overview, and becomes the real one when it is used."""
+
+    def __init__(self, name: str, module: str, summary: str) -> None:
+        super().__init__(name, help=summary)
+        self._module = module
+
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: Any = None, **extra: Any
+    ) -> Any:
+        """Import the real command and let it parse its arguments."""
+        command = get_command(import_module(self._module).app)
+        return command.make_context(info_name, args, parent, **extra)
 
 
 class FlexbenchGroup(TyperGroup):
-    """Shows a FlexbenchError as a message, not a traceback, and exits with its code."""
+    """All commands; a FlexbenchError becomes a message, not a traceback, and an exit code."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """The names, in the order of the overview."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> LazyCommand | None:  # noqa: ARG002
+        """The command of this name, not yet imported."""
+        if cmd_name not in COMMANDS:
+            return None
+        return LazyCommand(cmd_name, *COMMANDS[cmd_name])
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -47,8 +84,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("petals", cls=MultiValueCommand)(petals_command)
-app.command("report")(report_command)
 
 
 def _show_version(requested: bool) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flexbench.core.options import MultiValueCommand
 from flexbench.models.shapes import OPT_SHAPES
 from flexbench.petals import config as defaults
 from flexbench.petals.config import PetalsConfig
@@ -23,7 +24,11 @@ _LOAD = "Load"
 _LIMITS = "Time limits"
 
 
-def petals_command(
+app = typer.Typer()
+
+
+@app.command(cls=MultiValueCommand)
+def petals(
     initial_peers: Annotated[
         list[str] | None,
         typer.Option(

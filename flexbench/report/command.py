@@ -9,15 +9,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flexbench.core.errors import InputFileError
-
-# The formats are listed here and not imported: `flexbench --help` should stay quick.
 from flexbench.report.tables import Format
 
 if TYPE_CHECKING:
     from flexbench.core.results import ResultRow
 
 
-def report_command(
+app = typer.Typer()
+
+
+@app.command()
+def report(
     files: Annotated[
         list[Path],
         typer.Argument(metavar="FILES...", help="Results files, with or without a header."),
@@ -32,7 +34,7 @@ def report_command(
         ),
     ] = False,
 ) -> None:
-    """Summarize results: mean, smallest and largest figure of every configuration.
+    """Summarize results: every configuration's mean, smallest and largest figures.
 
     Reads the tab-separated files that the benchmarks write, and those of the original scripts.
     Runs with the same configuration are one line of the report.

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 from typer.testing import CliRunner
 
 import flexbench
-from flexbench.cli import app
+from flexbench.cli import COMMANDS, app
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "transformers", "petals", "hivemind", "numpy")
@@ -114,6 +116,22 @@ def test_help_names_every_command():
     assert result.exit_code == 0
     assert "petals" in result.output
     assert "report" in result.output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_overview_says_what_the_command_says_of_itself(name):
+    module, summary = COMMANDS[name]
+    command = get_command(import_module(module).app)
+    assert command.help.splitlines()[0] == summary
+    assert command.name == name
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_every_command_has_help(name, option):
+    result = CliRunner().invoke(app, [name, option])
+    assert result.exit_code == 0
+    assert f"Usage: flexbench {name}" in result.output
 
 
 def test_running_as_a_module_is_the_same_command():

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,11 +22,10 @@ _MARK = "FLEXBENCH_TEST_MARK"
 class Command:
     """A running `flexbench` command, and the processes that belong to it."""
 
-    def __init__(self, arguments: list[str], folder: Path) -> None:
+    def __init__(self, arguments: list[str], folder: Path, temporary: Path) -> None:
         self.mark = uuid.uuid4().hex
         self.folder = folder
-        self.temporary = folder / "tmp"
-        self.temporary.mkdir(exist_ok=True)
+        self.temporary = temporary
         self._stdout = folder / "stdout"
         self._stderr = folder / "stderr"
         with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
@@ -120,12 +120,24 @@ class Command:
 
 
 @pytest.fixture
-def flexbench(tmp_path: Path) -> Iterator[Callable[..., Command]]:
+def temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The system's folder for temporary files, for the time of a test.
+
+    Its path is short, unlike that of tmp_path: Unix sockets are made in there.
+    """
+    with tempfile.TemporaryDirectory(prefix="fbt-") as folder:
+        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setenv("TMPDIR", folder)
+        yield Path(folder)
+
+
+@pytest.fixture
+def flexbench(tmp_path: Path, temporary_folder: Path) -> Iterator[Callable[..., Command]]:
     """Starts `flexbench` with arguments in a folder of its own."""
     commands: list[Command] = []
 
     def start(*arguments: object) -> Command:
-        command = Command([str(argument) for argument in arguments], tmp_path)
+        command = Command(list(map(str, arguments)), tmp_path, temporary_folder)
         commands.append(command)
         return command
 

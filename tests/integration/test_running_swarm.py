@@ -55,8 +55,8 @@ def arguments(swarm, *more: object) -> list[object]:
     return ["petals", "--prefix", "opt-125m", "--initial_peers", *swarm["initial_peers"], *more]
 
 
-def test_greedy_output_over_the_swarm_equals_the_local_model(model, tmp_path):
-    with Crew(log_folder=tmp_path, scratch_folder=tmp_path) as crew:
+def test_greedy_output_over_the_swarm_equals_the_local_model(model, tmp_path, temporary_folder):
+    with Crew(log_folder=tmp_path, scratch_folder=temporary_folder) as crew:
         crew.start("client", workers.generate_with_the_swarm_and_alone, model, 20, 12)
         _, message = crew.next_message(Deadline(120, lambda: "no tokens"))
     assert isinstance(message, Item)
@@ -69,7 +69,7 @@ def test_greedy_output_over_the_swarm_equals_the_local_model(model, tmp_path):
     assert len(set(prompts)) == 4
 
 
-def test_run_bench_appends_a_row_and_returns_it(model, tmp_path):
+def test_run_bench_appends_a_row_and_returns_it(model, tmp_path, temporary_folder):
     args = SimpleNamespace(
         batch_size=2, num_micro_batches=2, num_processes=2, output=str(tmp_path / "rows.tsv")
     )
@@ -83,7 +83,7 @@ def test_run_bench_appends_a_row_and_returns_it(model, tmp_path):
     assert record["figures"]["total_tokens"] == 2 * 2 * 2 * 3
 
 
-def test_run_bench_reports_a_failed_client_and_writes_no_row(model, tmp_path):
+def test_run_bench_reports_a_failed_client_and_writes_no_row(model, tmp_path, temporary_folder):
     args = SimpleNamespace(
         batch_size=1, num_micro_batches=1, num_processes=1, output=tmp_path / "rows.tsv"
     )
@@ -94,7 +94,7 @@ def test_run_bench_reports_a_failed_client_and_writes_no_row(model, tmp_path):
     assert json.loads((tmp_path / "rows.jsonl").read_text())["status"] == "failed"
 
 
-def test_client_process_keeps_the_contract_of_the_original(swarm, tmp_path):
+def test_client_process_keeps_the_contract_of_the_original(swarm, tmp_path, temporary_folder):
     """With multiprocessing's own events and queue, and Petals' own configuration."""
     script = tmp_path / "original.py"
     script.write_text(
