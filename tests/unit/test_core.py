@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -58,6 +59,15 @@ def test_throughput_is_tokens_over_wall_clock_time():
 
 def test_mean_latency_is_over_clients_and_rounds():
     assert metrics.mean_latency([1.0, 2.0, 6.0, 7.0]) == 4.0
+
+
+@pytest.mark.parametrize("metric", [metrics.THROUGHPUT, metrics.MEAN_LATENCY])
+def test_the_documentation_defines_every_metric_as_the_code_does(metric):
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    section = text.split(f"## {metric.name}\n")[1].split("\n## ")[0]
+    assert f"Unit: {metric.unit}." in section
+    assert metric.formula in section
+    assert ("Higher is better" in section) is metric.higher_is_better
 
 
 def test_figures_of_nothing_are_refused():
