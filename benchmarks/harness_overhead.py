@@ -16,13 +16,12 @@ from typing import Any
 
 from flexbench.core.processes import Crew, Deadline, Item, Ready, Worker, WorkerChannel
 from flexbench.core.progress import Silence
-from flexbench.petals.bench import work_folders
 from flexbench.petals.client import client_process
 from flexbench.petals.config import PetalsConfig
 from flexbench.petals.measurement import Load
 from flexbench.petals.model import SwarmModel
 from flexbench.petals.plan import make_plan
-from flexbench.petals.swarm import start_embedded_swarm
+from flexbench.petals.swarm import open_swarm
 
 TIMEOUT_S = 300.0
 
@@ -128,27 +127,9 @@ def main() -> None:
         sequence_length=args.sequence_length,
         max_tokens=args.max_tokens,
     )
-    plan = make_plan(
-        PetalsConfig(sequence_lengths=(load.sequence_length,), max_tokens=(load.max_tokens,))
-    )
-    with (
-        work_folders() as folders,
-        Crew(
-            log_folder=folders.logs,
-            scratch_folder=folders.scratch,
-            preload=["flexbench.petals.preload"],
-        ) as crew,
-    ):
-        model = SwarmModel(
-            shape=plan.config.shape,
-            dht_prefix=plan.config.effective_dht_prefix,
-            initial_peers=(),
-            weights_folder=str(folders.weights),
-        )
-        model, _ = start_embedded_swarm(
-            crew, model, plan.servers, timeout_s=TIMEOUT_S, phase=Silence()
-        )
-        pairs = run_pairs(crew, model, load)
+    config = PetalsConfig(sequence_lengths=(load.sequence_length,), max_tokens=(load.max_tokens,))
+    with open_swarm(make_plan(config), progress=Silence()) as swarm:
+        pairs = run_pairs(swarm.crew, swarm.model, load)
     ratios = [harness / bare for harness, bare in pairs]
     print(f"harness:   median {statistics.median(pair[0] for pair in pairs):.4f} s")
     print(f"bare loop: median {statistics.median(pair[1] for pair in pairs):.4f} s")

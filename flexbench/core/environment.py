@@ -18,6 +18,7 @@ from flexbench import __version__
 
 _SECRET_OPTION = re.compile(r"(key|token|secret|password|passwd|credential)s?$", re.IGNORECASE)
 _NOT_SECRET = {"--max-tokens", "--max_tokens", "--attn-cache-tokens"}
+_GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 REDACTED = "***"
 
@@ -31,6 +32,14 @@ def describe_machine() -> dict[str, Any]:
         "memory_bytes": memory_bytes(),
         "gpus": _gpus(),
     }
+
+
+def may_have_gpu() -> bool:
+    """Whether the system shows any sign of a GPU that torch could use.
+
+    Asks for device files of NVIDIA's and AMD's drivers, so that torch need not be imported.
+    """
+    return any(os.path.exists(path) for path in _GPU_DEVICE_FILES)
 
 
 def describe_versions(packages: Sequence[str]) -> dict[str, str | None]:

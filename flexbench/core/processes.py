@@ -272,7 +272,7 @@ class Crew:
         with quiet_output():
             resource_tracker.ensure_running()
         self._log_folder = log_folder
-        self._scratch_folder = scratch_folder
+        self.scratch_folder = scratch_folder
         self._workers: list[Worker] = []
         self._pending: deque[tuple[Worker, Message]] = deque()
         self._failure: WorkerError | None = None
@@ -316,7 +316,7 @@ class Crew:
                 report_writer,
                 f"flexbench: {name}",
                 str(log_path),
-                str(self._scratch_folder),
+                str(self.scratch_folder),
             ),
         )
         worker = Worker(name, log_path, process, order_writer, report_reader)

@@ -41,6 +41,7 @@ class ResultRow:
 
 COLUMNS: tuple[str, ...] = tuple(field.name for field in dataclasses.fields(ResultRow))
 CONFIGURATION_COLUMNS: tuple[str, ...] = COLUMNS[:5]
+_HEADER = "\t".join(COLUMNS)
 _MINIMUM = {"max_tokens": 0}  # every other count is at least 1
 
 
@@ -90,10 +91,11 @@ def read_rows(path: Path) -> Iterator[ResultRow | InputFileError]:
     whether to stop there. Raises InputFileError when the file itself cannot be read.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as lines:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
             for number, raw_line in enumerate(lines, start=1):
                 line = raw_line.rstrip("\r\n")
-                if not line or (number == 1 and line.split("\t") == list(COLUMNS)):
+                # A header may also stand further down, where somebody has joined files.
+                if not line or line == _HEADER:
                     continue
                 try:
                     yield parse_row(line)
@@ -158,7 +160,7 @@ class ResultsFile:
                 _write_line(records, line)
             if row is not None:
                 with _locked_for_append(self.path) as rows:
-                    header = "\t".join(COLUMNS) + "\n" if rows.tell() == 0 else ""
+                    header = f"{_HEADER}\n" if rows.tell() == 0 else ""
                     _write_line(rows, header + format_row(row))
         except OSError as error:
             raise FlexbenchError(

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from flexbench.core import environment
-from flexbench.core.errors import FlexbenchError, Interrupted, RunError
+from flexbench.core.errors import FlexbenchError, Interrupted
 from flexbench.core.processes import Crew, Deadline, Finished, Item, Ready
 from flexbench.core.progress import Progress, Silence
 from flexbench.core.results import RECORD_SCHEMA_VERSION, ResultRow, ResultsFile
@@ -23,11 +19,9 @@ from flexbench.petals.config import PetalsConfig, RunShape
 from flexbench.petals.measurement import Load, Measurement
 from flexbench.petals.model import SwarmModel
 from flexbench.petals.plan import Plan
-from flexbench.petals.swarm import SwarmView, look_at_swarm, start_embedded_swarm
+from flexbench.petals.swarm import open_crew, open_swarm
 
 PACKAGES = ("petals", "hivemind", "torch", "transformers")
-_MAX_TEMPORARY_FOLDER_LENGTH = 45
-_PRELOAD = ("flexbench.petals.preload",)
 
 
 class BenchArguments(Protocol):
@@ -45,15 +39,6 @@ class TimeLimits:
 
     warmup_s: float = 600.0
     run_s: float = 3600.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpenSwarm:
-    """A swarm that is ready for clients, and how long it took to be."""
-
-    model: SwarmModel
-    view: SwarmView
-    startup_s: float
 
 
 def run_bench(
@@ -76,7 +61,7 @@ def run_bench(
         sequence_length=sequence_length,
         max_tokens=max_tokens,
     )
-    with work_folders() as folders, _crew(folders) as crew:
+    with open_crew() as crew:
         return _measure_and_save(
             crew,
             load,
@@ -101,8 +86,7 @@ def run_benchmark(
     results = ResultsFile(config.output)
     results.check()
     limits = TimeLimits(warmup_s=config.warmup_timeout_s, run_s=config.run_timeout_s)
-    with work_folders(log_folder) as folders, _crew(folders) as crew:
-        swarm = _open_swarm(crew, plan, folders.weights, progress)
+    with open_swarm(plan, log_folder=log_folder, progress=progress) as swarm:
         description = _describe(swarm.model) | {
             "configuration": _configuration(plan),
             "swarm": asdict(swarm.view) | {"embedded": config.is_embedded},
@@ -110,7 +94,7 @@ def run_benchmark(
         }
         return [
             _measure_and_save(
-                crew,
+                swarm.crew,
                 _load(config, run),
                 swarm.model,
                 results=results,
@@ -121,76 +105,6 @@ def run_benchmark(
             )
             for number, run in enumerate(plan.runs, start=1)
         ]
-
-
-def _crew(folders: WorkFolders) -> Crew:
-    return Crew(log_folder=folders.logs, scratch_folder=folders.scratch, preload=_PRELOAD)
-
-
-@dataclass(frozen=True, kw_only=True)
-class WorkFolders:
-    """Where the processes of a benchmark put what outlives none of it, except logs of a failure."""
-
-    logs: Path
-    scratch: Path
-    weights: Path
-
-
-@contextmanager
-def work_folders(log_folder: Path | None = None) -> Iterator[WorkFolders]:
-    """Temporary folders, removed at the end; the logs stay if something failed.
-
-    Logs go to `log_folder`, and stay in any case, when the person named one.
-    """
-    base = Path(tempfile.mkdtemp(prefix="flexbench-", dir=_temporary_folder()))
-    folders = WorkFolders(
-        logs=log_folder or base / "logs", scratch=base / "tmp", weights=base / "weights"
-    )
-    keep_logs = False
-    try:
-        for folder in (folders.logs, folders.scratch, folders.weights):
-            folder.mkdir(parents=True, exist_ok=True)
-        yield folders
-    except RunError:
-        keep_logs = True
-        raise
-    finally:
-        for folder in (folders.scratch, folders.weights):
-            shutil.rmtree(folder, ignore_errors=True)
-        if log_folder is not None or not keep_logs:
-            shutil.rmtree(base, ignore_errors=True)
-
-
-def _temporary_folder() -> str:
-    # The path of a Unix socket has at most 107 characters, and ours need about 60 of them.
-    folder = tempfile.gettempdir()
-    return folder if len(folder) <= _MAX_TEMPORARY_FOLDER_LENGTH else "/tmp"  # noqa: S108
-
-
-def _open_swarm(crew: Crew, plan: Plan, weights_folder: Path, progress: Progress) -> OpenSwarm:
-    config = plan.config
-    started_at = time.monotonic()
-    model = SwarmModel(
-        shape=config.shape,
-        dht_prefix=config.effective_dht_prefix,
-        initial_peers=config.initial_peers,
-        weights_folder=str(weights_folder) if config.is_embedded else None,
-        device=config.device,
-        dtype=config.dtype,
-        seed=config.seed,
-        connect_timeout_s=config.connect_timeout_s,
-        max_retries=config.max_retries,
-    )
-    if plan.servers:
-        title = f"Starting a swarm of {len(plan.servers)} servers"
-        with progress.phase(title, total=len(plan.servers) + 1) as phase:
-            model, view = start_embedded_swarm(
-                crew, model, plan.servers, timeout_s=config.server_timeout_s, phase=phase
-            )
-    else:
-        with progress.phase("Looking at the swarm", total=1):
-            view = look_at_swarm(crew, model, timeout_s=config.connect_timeout_s)
-    return OpenSwarm(model=model, view=view, startup_s=time.monotonic() - started_at)
 
 
 def _load(config: PetalsConfig, run: RunShape) -> Load:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from flexbench.core.processes import WorkerChannel
 from flexbench.petals.model import SwarmModel, resolve_device, resolve_dtype
-from flexbench.petals.swarm import Hop
+from flexbench.petals.peers import Hop
 
 if TYPE_CHECKING:
     import torch

@@ -122,14 +122,23 @@ def _patch_bloom_config(bloom_config: Any, opt_config: OptDimensions) -> None:
 
 
 def resolve_device(device: str, index: int = 0) -> torch.device:
-    """'auto' becomes the GPU `index` modulo the number of GPUs, or the CPU where there is none."""
+    """'auto' becomes the GPU `index` modulo the number of GPUs, or the CPU where there is none.
+
+    Raises RuntimeError for a GPU that torch does not find.
+    """
     import torch
 
+    num_gpus = torch.cuda.device_count()
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda":
-        return torch.device("cuda", index % torch.cuda.device_count())
-    return torch.device(device)
+        device = "cuda" if num_gpus else "cpu"
+    if device == "cpu":
+        return torch.device("cpu")
+    number = torch.device(device).index
+    if number is None and num_gpus:
+        number = index % num_gpus
+    if number is None or number >= num_gpus:
+        raise RuntimeError(f"--device {device}: torch finds {num_gpus} GPUs on this machine")
+    return torch.device("cuda", number)
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -6,12 +6,12 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 
-from flexbench.core.environment import memory_bytes, num_cpus
+from flexbench.core.environment import may_have_gpu, memory_bytes, num_cpus
 from flexbench.core.errors import ConfigError
 from flexbench.core.units import format_bytes
 from flexbench.petals.config import PetalsConfig, RunShape
 from flexbench.petals.model import DTYPE_BYTES, split_blocks
-from flexbench.petals.swarm import ServerSpec
+from flexbench.petals.peers import ServerSpec
 
 # Petals' own defaults, which are kept where the load does not need more.
 _MIN_ATTN_CACHE_TOKENS = 4096
@@ -88,9 +88,26 @@ def make_plan(config: PetalsConfig) -> Plan:
 
 
 def check_resources(plan: Plan) -> None:
-    """Refuse an embedded swarm that does not fit on this machine. Raises ConfigError."""
-    if not plan.servers:
+    """Raise ConfigError for what this machine cannot do: a device it lacks, a swarm too large."""
+    _check_device(plan.config)
+    if plan.servers:
+        _check_space(plan)
+
+
+def _check_device(config: PetalsConfig) -> None:
+    if may_have_gpu():
         return
+    if config.device.startswith("cuda"):
+        raise ConfigError("--device", "this machine has no GPU; accepted here: auto, cpu")
+    if config.dtype == "float16":
+        raise ConfigError(
+            "--dtype",
+            "Petals has no float16 on a CPU, and this machine has no GPU; accepted here: float32, "
+            "bfloat16",
+        )
+
+
+def _check_space(plan: Plan) -> None:
     config = plan.config
     folder = tempfile.gettempdir()
     free_disk = shutil.disk_usage(folder).free
@@ -103,7 +120,8 @@ def check_resources(plan: Plan) -> None:
         )
     memory = memory_bytes()
     needed = plan.weights_bytes + config.num_processes * plan.client_bytes
-    if memory is not None and needed > memory and config.device in ("auto", "cpu"):
+    on_cpu = config.device == "cpu" or not may_have_gpu()
+    if memory is not None and needed > memory and on_cpu:
         raise ConfigError(
             "--prefix",
             f"an embedded swarm of {config.prefix} and {config.num_processes} clients need "

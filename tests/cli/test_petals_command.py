@@ -36,6 +36,8 @@ def invoke(*arguments: object, output) -> tuple[int, str]:
         (["--prefix", ""], "--prefix: unknown model ''"),
         (["--dtype", "int8"], "accepted: auto, float32, bfloat16, float16"),
         (["--dtype", "float16", "--device", "cpu"], "accepted there: float32, bfloat16"),
+        (["--device", "cuda"], "--device: this machine has no GPU"),
+        (["--dtype", "float16"], "accepted here: float32, bfloat16"),
         (["--device", "tpu"], "accepted: auto, cpu, cuda, cuda:N"),
         (["--connect-timeout", 0], "--connect-timeout: must be a number of seconds above 0"),
         (["--run-timeout", "nan"], "--run-timeout"),
@@ -49,7 +51,8 @@ def invoke(*arguments: object, output) -> tuple[int, str]:
         (["--prefix", "facebook/opt-175b"], "choose a smaller model"),
     ],
 )  # fmt: skip
-def test_bad_values_are_refused_with_the_accepted_ones(arguments, message, tmp_path):
+def test_bad_values_are_refused_with_the_accepted_ones(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("flexbench.petals.plan.may_have_gpu", lambda: False)
     exit_code, output = invoke(*arguments, output=tmp_path / "petals.tsv")
     assert exit_code == 2
     assert message in output

@@ -83,7 +83,7 @@ def test_the_table_fits_into_80_columns(files):
         ("1\t1\t4\t256\t32\t20.0\tinf", "mean_latency must be a finite number of at least 0, not 'inf'"),
         ("1\t1\t4\t256\t32\t20.0\t-6.0", "mean_latency must be"),
         ("1 1 4 256 32 20.0 6.0", "expected 7 tab-separated columns, found 1"),
-        (HEADER.strip(), "batch_size must be"),
+        (HEADER.replace("batch_size", "batch").strip(), "batch_size must be"),
     ],
 )  # fmt: skip
 def test_a_malformed_line_is_reported_with_file_and_line(line, problem, tmp_path):
@@ -125,6 +125,12 @@ def test_windows_line_ends_and_a_missing_last_one_are_fine(tmp_path):
     path = tmp_path / "rows.tsv"
     path.write_bytes(OURS.replace("\n", "\r\n").rstrip().encode())
     assert json.loads(report(str(path), "--format", "json").stdout)[0]["throughput_mean"] == 24.0
+
+
+def test_joined_files_and_byte_order_marks_are_fine(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text("\ufeff" + OURS + OURS, encoding="utf-8")
+    assert json.loads(report(str(path), "--format", "json").stdout)[0]["num_runs"] == 2
 
 
 def test_reports_do_not_change_their_input(files):

@@ -16,8 +16,9 @@ from flexbench.petals.client import RequestLatency, RequestTrace
 from flexbench.petals.config import PetalsConfig, RunShape
 from flexbench.petals.measurement import Load, Measurement
 from flexbench.petals.model import _patch_bloom_config, dht_prefix_for, format_spans, split_blocks
+from flexbench.petals.peers import Hop
 from flexbench.petals.plan import make_plan
-from flexbench.petals.swarm import Hop, missing_blocks
+from flexbench.petals.swarm import missing_blocks
 
 
 def trace(started_at: float, ended_at: float, tokens: int) -> RequestTrace:
