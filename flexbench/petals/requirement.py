@@ -17,5 +17,5 @@ def ensure_petals_installed() -> None:
     missing = [name for name in ("petals", "hivemind", "torch") if find_spec(name) is None]
     if missing:
         raise MissingDependencyError(
-            f"{', '.join(missing)} is not installed; install with: {INSTALL_COMMAND}"
+            f"not installed: {', '.join(missing)}; install with: {INSTALL_COMMAND}"
         )

@@ -152,15 +152,15 @@ def test_lengths_may_be_repeated_or_listed(tmp_path):
 
 
 def test_a_missing_petals_is_one_line_that_names_the_command(tmp_path):
-    # A folder that hides the real package: find_spec sees None in sys.modules.
+    # What is None in sys.modules cannot be imported, nor found.
     code = (
-        "import sys; sys.modules['petals'] = None\n"
+        "import sys; sys.modules.update(petals=None, hivemind=None, torch=None)\n"
         f"sys.argv = ['flexbench', 'petals', '--output', {str(tmp_path / 'petals.tsv')!r}]\n"
         "from flexbench.cli import main; main()\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
-        "Error: petals is not installed; install with: "
+        "Error: not installed: petals, hivemind, torch; install with: "
         "pip install 'flexbench[petals]' && pip install --no-deps petals==2.2.0.post1"
     ]
