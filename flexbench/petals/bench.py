@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from flexbench.core import environment
 from flexbench.core.errors import FlexbenchError, Interrupted
-from flexbench.core.processes import Crew, Deadline, Finished, Item, Ready
-from flexbench.core.progress import Progress, Silence
+from flexbench.core.processes import Crew, Deadline, Finished, Item, Ready, Worker
+from flexbench.core.progress import Phase, Progress, Silence
 from flexbench.core.results import RECORD_SCHEMA_VERSION, ResultRow, ResultsFile
 from flexbench.petals.client import run_client
 from flexbench.petals.config import PetalsConfig, RunShape
@@ -180,44 +180,56 @@ def measure(
         ): index
         for index in range(load.num_processes)
     }
-    waiting = set(clients)
-    deadline = Deadline(
-        limits.warmup_s,
-        lambda: (
-            f"{', '.join(sorted(client.name for client in waiting))} did not finish the warm-up "
-            f"within {limits.warmup_s:g} s (--warmup-timeout)"
-        ),
-    )
     with progress.phase(f"{title}: warm-up", total=len(clients)) as phase:
-        while waiting:
-            worker, message = crew.next_message(deadline)
-            if worker in waiting and isinstance(message, Ready):
-                measurement.warmup_s[clients[worker]] = time.monotonic() - worker.started_at
-                waiting.discard(worker)
-                phase.advance()
-
-    waiting = set(clients)
+        _await_warmup(crew, clients, measurement, limits.warmup_s, phase)
     num_rounds = load.num_processes * load.num_micro_batches
-    deadline = Deadline(
-        limits.run_s,
-        lambda: (
-            f"{len(measurement.all_latencies)} of {num_rounds} requests were finished within "
-            f"{limits.run_s:g} s (--run-timeout)"
-        ),
-    )
     with progress.phase(f"{title}: rounds", total=num_rounds) as phase:
         measurement.released_at_utc = _utc_now()
         measurement.released_at = crew.release(list(clients))
-        while waiting:
-            worker, message = crew.next_message(deadline)
-            if worker not in waiting:
-                continue
-            if isinstance(message, Item):
-                measurement.latencies.setdefault(clients[worker], []).append(message.payload)
-                phase.advance()
-            elif isinstance(message, Finished):
-                waiting.discard(worker)
+        _collect_rounds(crew, clients, measurement, limits.run_s, phase)
     crew.end(list(clients))
+
+
+def _await_warmup(
+    crew: Crew, clients: dict[Worker, int], measurement: Measurement, limit_s: float, phase: Phase
+) -> None:
+    waiting = set(clients)
+    deadline = Deadline(
+        limit_s,
+        lambda: (
+            f"{', '.join(sorted(client.name for client in waiting))} did not finish the warm-up "
+            f"within {limit_s:g} s (--warmup-timeout)"
+        ),
+    )
+    while waiting:
+        worker, message = crew.next_message(deadline)
+        if worker in waiting and isinstance(message, Ready):
+            measurement.warmup_s[clients[worker]] = time.monotonic() - worker.started_at
+            waiting.discard(worker)
+            phase.advance()
+
+
+def _collect_rounds(
+    crew: Crew, clients: dict[Worker, int], measurement: Measurement, limit_s: float, phase: Phase
+) -> None:
+    waiting = set(clients)
+    num_rounds = measurement.load.num_processes * measurement.load.num_micro_batches
+    deadline = Deadline(
+        limit_s,
+        lambda: (
+            f"{len(measurement.all_latencies)} of {num_rounds} requests were finished within "
+            f"{limit_s:g} s (--run-timeout)"
+        ),
+    )
+    while waiting:
+        worker, message = crew.next_message(deadline)
+        if worker not in waiting:
+            continue
+        if isinstance(message, Item):
+            measurement.latencies.setdefault(clients[worker], []).append(message.payload)
+            phase.advance()
+        elif isinstance(message, Finished):
+            waiting.discard(worker)
 
 
 def _utc_now() -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -11,13 +11,6 @@ from flexbench.core.options import MultiValueCommand
 from flexbench.models.shapes import OPT_SHAPES
 from flexbench.petals import config as defaults
 from flexbench.petals.config import PetalsConfig
-
-if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
-    from flexbench.core.results import ResultRow
-    from flexbench.petals.plan import Plan
 
 _SWARM = "Swarm"
 _LOAD = "Load"
@@ -217,89 +210,18 @@ def _run(config: PetalsConfig, log_folder: Path | None, *, quiet: bool, dry_run:
     from flexbench.petals.bench import run_benchmark
     from flexbench.petals.plan import check_resources, make_plan
     from flexbench.petals.requirement import ensure_petals_installed
+    from flexbench.petals.tables import plan_facts, plan_runs, results_table
 
     plan = make_plan(config)
     check_resources(plan)
     ResultsFile(config.output).check(create_folder=not dry_run)
     if dry_run:
-        _show_plan(plan, Console())
+        Console().print(plan_facts(plan), plan_runs(plan))
         return
     ensure_petals_installed()
     with show_progress(Console(stderr=True), quiet=quiet) as progress:
         rows = run_benchmark(plan, log_folder=log_folder, progress=progress)
     if not quiet:
         console = Console()
-        console.print(_results_table(plan, rows))
+        console.print(results_table(plan, rows))
         console.print(f"Added to {config.output}", markup=False, highlight=False, soft_wrap=True)
-
-
-def _results_table(plan: Plan, rows: list[ResultRow]) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    config = plan.config
-    swarm = f"{config.num_servers} servers" if config.is_embedded else "running swarm"
-    table = Table(
-        title=f"{config.prefix} on Petals: {swarm}, {config.num_processes} clients",
-        box=box.SIMPLE_HEAD,
-    )
-    for header in ("batch", "rounds", "prompt\ntokens", "new\ntokens", "tokens/s", "latency s"):
-        table.add_column(header, justify="right")
-    for row in rows:
-        table.add_row(
-            str(row.batch_size),
-            str(row.num_micro_batches),
-            str(row.sequence_length),
-            str(row.max_tokens),
-            f"{row.throughput:.2f}",
-            f"{row.mean_latency:.3f}",
-        )
-    return table
-
-
-def _show_plan(plan: Plan, console: Console) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from flexbench.core.units import format_bytes
-
-    config, shape = plan.config, plan.config.shape
-    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    facts.add_row(
-        "Model",
-        f"{shape.name}: hidden size {shape.hidden_size}, {shape.num_attention_heads} heads, "
-        f"{shape.num_hidden_layers} blocks, vocabulary {shape.vocab_size}",
-    )
-    facts.add_row("DHT prefix", config.effective_dht_prefix)
-    if config.is_embedded:
-        facts.add_row("Swarm", f"private, {config.num_servers} servers on loopback")
-        for index, server in enumerate(plan.servers):
-            facts.add_row(
-                f"  server {index}",
-                f"blocks {server.blocks.start}:{server.blocks.stop}, "
-                f"{format_bytes(plan.block_bytes * len(server.blocks))} of weights, attention "
-                f"cache up to {format_bytes(plan.cache_bytes(server))}",
-            )
-    else:
-        facts.add_row("Swarm", ", ".join(config.initial_peers))
-    facts.add_row(
-        "Clients",
-        f"{config.num_processes} (each with {format_bytes(plan.client_bytes)} of weights), "
-        f"requests per client: {config.num_micro_batches}, "
-        f"prompts per request: {config.batch_size}",
-    )
-    facts.add_row("Type, device", f"{config.dtype}, {config.device}")
-    facts.add_row("Results", f"{config.output}")
-    runs = Table(title="Runs", box=box.SIMPLE_HEAD)
-    for header in ("run", "prompt tokens", "new tokens", "expected tokens"):
-        runs.add_column(header, justify="right")
-    for number, run in enumerate(plan.runs, start=1):
-        runs.add_row(
-            str(number),
-            str(run.sequence_length),
-            str(run.max_tokens),
-            str(plan.expected_tokens_of(run)),
-        )
-    runs.add_section()
-    runs.add_row("all", "", "", str(plan.expected_tokens))
-    console.print(facts, runs)
