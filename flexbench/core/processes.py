@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import tempfile
@@ -24,16 +25,17 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-from flexbench.core.errors import DeadlineError, Interrupted, WorkerError
+from flexbench.core.errors import DeadlineError, WorkerError
+from flexbench.core.fork_server import fork_server
+from flexbench.core.signals import SignalWatch
 
 # How long the processes of a worker get after SIGTERM. What a daemon leaves when it is killed lies
 # in the scratch folder, so there is no need for more.
@@ -41,6 +43,7 @@ _TERM_GRACE_S = 0.5
 # SIGKILL cannot be refused; this is for the system to clear away what it ended.
 _KILL_GRACE_S = 0.5
 _LOG_LINES_SHOWN = 15
+_LONGEST_WAIT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -149,8 +152,7 @@ class WorkerChannel:
 
 
 def _worker_main(
-    target: Callable[..., None],
-    args: Sequence[Any],
+    task: bytes,
     orders: Connection,
     reports: Connection,
     title: str,
@@ -167,6 +169,8 @@ def _worker_main(
     threading.Thread(target=_obey, args=(orders, release), name="lifeline", daemon=True).start()
     channel = WorkerChannel(ReadySignal(reports), release, ReportQueue(reports))
     try:
+        # Unpacked here, not by multiprocessing: an error in it belongs into the log, too.
+        target, args = pickle.loads(task)  # noqa: S301 - from our parent, through its pipe
         target(channel, *args)
     except BaseException as error:  # noqa: BLE001 - the parent has to hear of anything
         traceback.print_exc()
@@ -218,6 +222,8 @@ class Worker:
 
     name: str
     log_path: Path
+    log_start: int
+    """Size of the log at the worker's start: earlier ones of its name have written it, too."""
     process: Any
     orders: Connection
     reports: Connection
@@ -229,7 +235,9 @@ class Worker:
     def last_log_lines(self) -> str:
         """The end of its log, and where the rest is."""
         try:
-            lines = self.log_path.read_text(errors="replace").splitlines()
+            with self.log_path.open("rb") as log:
+                log.seek(self.log_start)
+                lines = log.read().decode(errors="replace").splitlines()
         except OSError:
             lines = []
         shown = [line for line in lines if line.strip()][-_LOG_LINES_SHOWN:]
@@ -246,57 +254,48 @@ class Worker:
             # Either all are gone, or the worker has not yet become the leader of its group.
             if not self.process.is_alive():
                 return False
-            os.kill(pid, signal_number)
+            try:
+                os.kill(pid, signal_number)
+            except ProcessLookupError:
+                return False
         return True
 
 
 class Crew:
-    """All worker processes of a command. Leaving the `with` block ends every one of them.
-
-    While it is open, SIGINT and SIGTERM do not raise wherever the program happens to be; they make
-    the current or next `next_message` raise Interrupted, so that starting and ending of processes
-    is never cut in half.
-    """
+    """All worker processes of a command. Leaving the `with` block ends every one of them."""
 
     def __init__(
-        self, *, log_folder: Path, scratch_folder: Path, preload: Sequence[str] = ()
+        self,
+        *,
+        log_folder: Path,
+        scratch_folder: Path,
+        signals: SignalWatch,
+        preload: Sequence[str] = (),
     ) -> None:
         """A crew without workers yet.
 
         Logs go to `log_folder`, the workers' temporary files to `scratch_folder`; removing them
-        after the crew's end is up to the caller. The fork server imports the modules in `preload`.
+        after the crew's end is up to the caller. A signal that `signals` notices interrupts the
+        waiting for messages. The fork server imports the modules in `preload`.
         """
         self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload(["__main__", *preload])
-        # It outlives killed workers and removes their semaphores, but not without complaining.
-        with quiet_output():
-            resource_tracker.ensure_running()
+        self._fork_server = fork_server(preload)
+        self._signals = signals
         self._log_folder = log_folder
         self.scratch_folder = scratch_folder
         self._workers: list[Worker] = []
         self._pending: deque[tuple[Worker, Message]] = deque()
         self._failure: WorkerError | None = None
-        self._signal_number: int | None = None
-        self._wakeup_reader, self._wakeup_writer = multiprocessing.Pipe(duplex=False)
-        self._previous_handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Crew:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous_handlers[number] = signal.signal(number, self._on_signal)
+        self._fork_server.__enter__()
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.end(self._workers)
-        for number, handler in self._previous_handlers.items():
-            signal.signal(number, handler)
-        self._wakeup_reader.close()
-        self._wakeup_writer.close()
-
-    def _on_signal(self, signal_number: int, _frame: FrameType | None) -> None:
-        if self._signal_number is None:  # one is enough, and a pipe has an end
-            self._signal_number = signal_number
-            self._wakeup_writer.send(signal_number)
+    def __exit__(self, *exc_info: Any) -> None:
+        try:
+            self.end(self._workers)
+        finally:
+            self._fork_server.__exit__(*exc_info)
 
     def start(self, name: str, target: Callable[..., None], *args: Any) -> Worker:
         """Start `target(channel, *args)` in a process of its own; `name` is for people.
@@ -310,8 +309,7 @@ class Crew:
             target=_worker_main,
             name=name,
             args=(
-                target,
-                args,
+                pickle.dumps((target, args)),
                 order_reader,
                 report_writer,
                 f"flexbench: {name}",
@@ -319,9 +317,15 @@ class Crew:
                 str(self.scratch_folder),
             ),
         )
-        worker = Worker(name, log_path, process, order_writer, report_reader)
+        log_start = log_path.stat().st_size if log_path.exists() else 0
+        worker = Worker(name, log_path, log_start, process, order_writer, report_reader)
         self._workers.append(worker)
-        process.start()
+        try:
+            process.start()
+        except (OSError, EOFError) as error:
+            self._signals.raise_if_stopped()
+            raise WorkerError(name, f"could not be started: {error!r}") from error
+        worker.started_at = time.monotonic()
         # Our copies of the worker's ends; only with them closed does its death end the reports.
         order_reader.close()
         report_writer.close()
@@ -355,10 +359,11 @@ class Crew:
                 by_source[worker.process.sentinel] = worker
             if worker.reports_open:
                 by_source[worker.reports] = worker
-        sources = connection.wait([*by_source, self._wakeup_reader], deadline.remaining_s())
-        if self._signal_number is not None:
-            raise Interrupted(self._signal_number)
-        if not sources:
+        # The system's own limit for one wait is 24 days.
+        timeout_s = min(deadline.remaining_s(), _LONGEST_WAIT_S)
+        sources = connection.wait([*by_source, self._signals.wakeup], timeout_s)
+        self._signals.raise_if_stopped()
+        if not sources and deadline.remaining_s() == 0:
             raise deadline.error()
         reporting = [by_source[s] for s in sources if isinstance(s, Connection)]
         exited = [by_source[s] for s in sources if not isinstance(s, Connection)]
@@ -436,32 +441,3 @@ def _reap_orphans(worker: Worker) -> None:
     with suppress(ChildProcessError):
         while worker.process.pid is not None and os.waitpid(-worker.process.pid, os.WNOHANG)[0]:
             pass
-
-
-@contextmanager
-def quiet_output() -> Iterator[None]:
-    """Send what is printed to nowhere, by file descriptor, so that C libraries are quiet too."""
-    saved = os.dup(1), os.dup(2)
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 1)
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(saved[0], 1)
-        os.dup2(saved[1], 2)
-        for descriptor in (*saved, nowhere):
-            os.close(descriptor)
-
-
-def end_with_parent() -> None:
-    """Let this process be killed as soon as its parent ends; only on Linux, elsewhere nothing.
-
-    A fork server notices the end of its parent by itself, but then takes a second or more to unload
-    what it has imported.
-    """
-    if sys.platform == "linux":
-        import ctypes
-
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

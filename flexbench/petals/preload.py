@@ -6,12 +6,13 @@ were forked after that would share them: one killed at the wrong moment would st
 
 from importlib import import_module
 
-from flexbench.core.processes import end_with_parent, quiet_output
+from flexbench.core.fork_server import end_with_parent, quiet_output
 
 end_with_parent()
 
 with quiet_output():
     for _module in (
+        "typer",  # workers run the imports of the main script once more
         "torch",
         "transformers.models.bloom.modeling_bloom",
         "transformers.models.falcon.modeling_falcon",

@@ -12,6 +12,7 @@ from flexbench.core.errors import RunError, WorkerError
 from flexbench.core.folders import work_folders
 from flexbench.core.processes import Crew, Deadline, Item, Ready, Worker
 from flexbench.core.progress import Phase, Progress
+from flexbench.core.signals import SignalWatch
 from flexbench.petals.model import SwarmModel, format_spans
 from flexbench.petals.peers import (
     Hop,
@@ -42,10 +43,12 @@ def open_crew(log_folder: Path | None = None) -> Iterator[Crew]:
     The logs stay if a run failed, or if they have a `log_folder` of their own.
     """
     with (
+        SignalWatch() as signals,
         work_folders(log_folder) as folders,
         Crew(
             log_folder=folders.logs,
             scratch_folder=folders.scratch,
+            signals=signals,
             preload=["flexbench.petals.preload"],
         ) as crew,
     ):

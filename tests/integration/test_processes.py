@@ -14,6 +14,7 @@ import pytest
 
 from flexbench.core.errors import DeadlineError, Interrupted, WorkerError
 from flexbench.core.processes import Crew, Deadline, Finished, Item, Ready
+from flexbench.core.signals import SignalWatch
 from tests.integration import workers
 
 
@@ -21,7 +22,12 @@ from tests.integration import workers
 def crew(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "scratch").mkdir()
-    with Crew(log_folder=tmp_path / "logs", scratch_folder=tmp_path / "scratch") as crew:
+    with (
+        SignalWatch() as signals,
+        Crew(
+            log_folder=tmp_path / "logs", scratch_folder=tmp_path / "scratch", signals=signals
+        ) as crew,
+    ):
         yield crew
 
 
@@ -136,11 +142,91 @@ def test_a_signal_interrupts_the_waiting(crew, number):
     assert raised.value.exit_code == 128 + number
 
 
-def test_signal_handlers_are_restored(tmp_path):
+def test_signal_handlers_are_restored():
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with Crew(log_folder=tmp_path, scratch_folder=tmp_path):
+    with SignalWatch():
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_that_nobody_waited_for_is_not_lost(number):
+    watch = SignalWatch()
+    watch.__enter__()
+    os.kill(os.getpid(), number)
+    os.kill(os.getpid(), number)
+    with pytest.raises(Interrupted) as raised:
+        watch.__exit__(None, None, None)
+    assert raised.value.exit_code == 128 + number
+
+
+def test_a_second_signal_does_not_disturb_the_ending(crew):
+    worker = crew.start("worker", workers.start_a_stubborn_child)
+    _, message = crew.next_message(deadline())
+    os.kill(os.getpid(), signal.SIGINT)
+    with pytest.raises(Interrupted):
+        crew.next_message(deadline())
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+    crew.end([worker])
+    assert_gone(*message.payload, within_s=0.5)
+
+
+def test_no_process_of_ours_is_left_behind(tmp_path):
+    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    with (
+        SignalWatch() as signals,
+        Crew(log_folder=tmp_path, scratch_folder=tmp_path, signals=signals) as crew,
+    ):
+        crew.start("worker", workers.wait_for_ever)
+        crew.next_message(deadline())
+    after = {process.pid for process in psutil.Process().children(recursive=True)}
+    assert after <= before
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_fork_server_too(tmp_path):
+    """The whole foreground group gets it, also while the fork server is still importing."""
+    (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(3)\n")
+    script = tmp_path / "parent.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from flexbench.core.errors import Interrupted\n"
+        "from flexbench.core.processes import Crew, Deadline\n"
+        "from flexbench.core.signals import SignalWatch\n"
+        "from tests.integration import workers\n"
+        "if __name__ == '__main__':\n"
+        f"    folder = Path({str(tmp_path)!r})\n"
+        "    try:\n"
+        "        with SignalWatch() as signals, Crew(log_folder=folder, scratch_folder=folder,\n"
+        "                signals=signals, preload=['slow_module']) as crew:\n"
+        "            print('starting', flush=True)\n"
+        "            crew.start('worker', workers.wait_for_ever)\n"
+        "            while True:\n"
+        "                crew.next_message(Deadline(20, str))\n"
+        "    except Interrupted as error:\n"
+        "        print(error)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "PYTHONPATH": f"{os.getcwd()}:{tmp_path}"},
+    ) as parent:
+        assert parent.stdout.readline() == "starting\n"
+        time.sleep(0.5)
+        os.killpg(parent.pid, signal.SIGINT)
+        output, errors = parent.communicate(timeout=15)
+    assert output == "Stopped by Ctrl-C.\n"
+    assert errors == ""
+    assert parent.returncode == 0
+
+
+def test_arguments_that_cannot_be_unpacked_are_an_error_with_a_log(crew):
+    crew.start("worker", workers.wait_for_ever, workers.FailsToArrive())
+    with pytest.raises(WorkerError, match="worker failed: ImportError: not in this process") as e:
+        crew.next_message(deadline())
+    assert "Traceback" in e.value.details
 
 
 def test_temporary_files_of_workers_are_in_the_scratch_folder(crew, tmp_path):
@@ -154,9 +240,11 @@ def test_workers_end_when_the_parent_is_killed(tmp_path):
         "import sys, time\n"
         "from pathlib import Path\n"
         "from flexbench.core.processes import Crew, Deadline\n"
+        "from flexbench.core.signals import SignalWatch\n"
         "from tests.integration import workers\n"
         "folder = Path(sys.argv[1])\n"
-        "with Crew(log_folder=folder, scratch_folder=folder) as crew:\n"
+        "with SignalWatch() as signals, Crew(log_folder=folder, scratch_folder=folder,\n"
+        "        signals=signals) as crew:\n"
         "    crew.start('worker', workers.start_a_stubborn_child)\n"
         "    print(*crew.next_message(Deadline(20, str))[1].payload, flush=True)\n"
         "    time.sleep(60)\n"

@@ -13,10 +13,11 @@ from types import SimpleNamespace
 import pytest
 
 from flexbench.core.errors import WorkerError
-from flexbench.core.processes import Crew, Deadline, Item
+from flexbench.core.processes import Deadline, Item
 from flexbench.models.shapes import opt_shape
 from flexbench.petals import run_bench
 from flexbench.petals.model import SwarmModel
+from flexbench.petals.swarm import open_crew
 from tests.integration import workers
 
 pytestmark = pytest.mark.swarm
@@ -56,7 +57,7 @@ def arguments(swarm, *more: object) -> list[object]:
 
 
 def test_greedy_output_over_the_swarm_equals_the_local_model(model, tmp_path, temporary_folder):
-    with Crew(log_folder=tmp_path, scratch_folder=temporary_folder) as crew:
+    with open_crew() as crew:
         crew.start("client", workers.generate_with_the_swarm_and_alone, model, 20, 12)
         _, message = crew.next_message(Deadline(120, lambda: "no tokens"))
     assert isinstance(message, Item)

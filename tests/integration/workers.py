@@ -64,6 +64,17 @@ def leave_a_temporary_file(channel: WorkerChannel) -> None:
         channel.queue.put(file.name)
 
 
+class FailsToArrive:
+    """Can be sent to a worker, but not received."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_refuse, ())
+
+
+def _refuse() -> None:
+    raise ImportError("not in this process")
+
+
 def generate_with_the_swarm_and_alone(
     channel: WorkerChannel, model: Any, sequence_length: int, max_tokens: int
 ) -> None:

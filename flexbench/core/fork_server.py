@@ -1,0 +1,103 @@
+"""The fork server of multiprocessing: started safely, and stopped when nobody needs it any more.
+
+multiprocessing itself leaves it, and the resource tracker beside it, running until the program
+ends, and has only private means to stop them; all use of those is in here.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver, resource_tracker
+
+_num_users = 0
+_TRACKER_GRACE_S = 2.0
+
+
+@contextmanager
+def fork_server(preload: Sequence[str]) -> Iterator[None]:
+    """A running fork server that has imported the modules `preload`; ended with the last user.
+
+    One that somebody else had started before is used, and left alone.
+    """
+    global _num_users
+    was_running = _is_running() and _num_users == 0
+    if not _is_running():
+        _start(preload)
+    _num_users += 1
+    try:
+        yield
+    finally:
+        _num_users -= 1
+        if not was_running and _num_users == 0:
+            _stop()
+
+
+def _is_running() -> bool:
+    return getattr(forkserver._forkserver, "_forkserver_pid", None) is not None
+
+
+def _start(preload: Sequence[str]) -> None:
+    forkserver.set_forkserver_preload(list(preload))
+    # The tracker removes the semaphores of killed workers, but not without complaining.
+    with quiet_output():
+        resource_tracker.ensure_running()
+    # The server ignores Ctrl-C only after its imports, and would die of one that comes before.
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+def _stop() -> None:
+    server = forkserver._forkserver
+    pid = getattr(server, "_forkserver_pid", None)
+    stop_server = getattr(server, "_stop", None)
+    stop_tracker = getattr(resource_tracker._resource_tracker, "_stop", None)
+    if pid is None or stop_server is None or stop_tracker is None:
+        return  # another Python, which will end them when it ends
+    # It would end by itself now, but takes a second or more to unload what it has imported.
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    with suppress(ChildProcessError):
+        stop_server()
+    # It removes what killed workers have left, and ends. Should it not, we do not wait for it.
+    thread = threading.Thread(target=stop_tracker, daemon=True)
+    thread.start()
+    thread.join(_TRACKER_GRACE_S)
+
+
+@contextmanager
+def quiet_output() -> Iterator[None]:
+    """Send what is printed to nowhere, by file descriptor, so that C libraries are quiet too."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 1)
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(saved[0], 1)
+        os.dup2(saved[1], 2)
+        for descriptor in (*saved, nowhere):
+            os.close(descriptor)
+
+
+def end_with_parent() -> None:
+    """Let this process be killed as soon as its parent ends; only on Linux, elsewhere nothing.
+
+    For the case that the parent is killed: the fork server notices that by itself, but not while it
+    is still importing.
+    """
+    if sys.platform == "linux":
+        import ctypes
+
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
