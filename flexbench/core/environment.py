@@ -16,8 +16,8 @@ from typing import Any
 
 from flexbench import __version__
 
-_SECRET_OPTION = re.compile(r"(key|token|secret|password|passwd|credential)s?$", re.IGNORECASE)
-_NOT_SECRET = {"--max-tokens", "--max_tokens", "--attn-cache-tokens"}
+# Not "tokens": those are counted.
+_SECRET_OPTION = re.compile(r"(key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
 _GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 REDACTED = "***"
@@ -63,8 +63,7 @@ def redact_command_line(arguments: Sequence[str]) -> list[str]:
     for argument in arguments:
         name, equals, _ = argument.partition("=")
         is_secret = name.startswith("-") and bool(_SECRET_OPTION.search(name))
-        is_secret = is_secret and name not in _NOT_SECRET
-        if hide_next and not argument.startswith("-"):
+        if hide_next:
             redacted.append(REDACTED)
         elif is_secret and equals:
             redacted.append(f"{name}={REDACTED}")

@@ -32,6 +32,10 @@ class FlexbenchError(Exception):
         self.message = message
         self.details = details
 
+    def add_details(self, text: str) -> None:
+        """Add lines to what is shown below the message."""
+        self.details = f"{self.details}\n{text}" if self.details else text
+
 
 class ConfigError(FlexbenchError):
     """An option's value, or a combination of options, that cannot work; says what is accepted."""

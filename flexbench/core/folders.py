@@ -32,7 +32,7 @@ def work_folders(log_folder: Path | None = None) -> Iterator[WorkFolders]:
     """
     if log_folder is not None:
         _make_log_folder(log_folder)
-    base = Path(tempfile.mkdtemp(prefix="flexbench-", dir=_temporary_folder()))
+    base = Path(tempfile.mkdtemp(prefix="flexbench-", dir=temporary_folder()))
     folders = WorkFolders(logs=log_folder or base / "logs", scratch=base / "tmp")
     keep_logs = False
     try:
@@ -41,8 +41,7 @@ def work_folders(log_folder: Path | None = None) -> Iterator[WorkFolders]:
         yield folders
     except RunError as error:
         keep_logs = True
-        kept = f"All logs: {folders.logs}"
-        error.details = f"{error.details}\n{kept}" if error.details else kept
+        error.add_details(f"All logs: {folders.logs}")
         raise
     finally:
         shutil.rmtree(folders.scratch, ignore_errors=True)
@@ -61,6 +60,7 @@ def _make_log_folder(folder: Path) -> None:
         ) from error
 
 
-def _temporary_folder() -> str:
+def temporary_folder() -> str:
+    """The system's folder for temporary files, or /tmp if its path is too long for Unix sockets."""
     folder = tempfile.gettempdir()
     return folder if len(folder) <= _MAX_TEMPORARY_FOLDER_LENGTH else "/tmp"  # noqa: S108

@@ -293,7 +293,7 @@ class Crew:
 
     def __exit__(self, *exc_info: Any) -> None:
         try:
-            self.end(self._workers)
+            self.end_all()
         finally:
             self._fork_server.__exit__(*exc_info)
 
@@ -397,6 +397,10 @@ class Crew:
         self._failure = self._failure or WorkerError(
             worker.name, _how_it_died(worker.process.exitcode), details=worker.last_log_lines()
         )
+
+    def end_all(self) -> None:
+        """End every worker."""
+        self.end(self._workers)
 
     def end(self, workers: Sequence[Worker]) -> None:
         """End these workers, if they still run, and everything they started, within a second."""

@@ -21,6 +21,8 @@ from flexbench.core.errors import ConfigError, FlexbenchError, InputFileError
 
 RECORD_SCHEMA_VERSION = 1
 LOCK_TIMEOUT_S = 30.0
+_PROBE_BYTES = 64 * 1024
+_LONGEST_RECORD_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,8 @@ def read_rows(path: Path) -> Iterator[ResultRow | InputFileError]:
     whether to stop there. Raises InputFileError when the file itself cannot be read.
     """
     try:
-        with path.open(encoding="utf-8-sig", newline="") as lines:
+        # Bytes that are no text get through to the line that has them, which is then malformed.
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
             for number, raw_line in enumerate(lines, start=1):
                 line = raw_line.rstrip("\r\n")
                 # A header may also stand further down, where somebody has joined files.
@@ -103,8 +106,6 @@ def read_rows(path: Path) -> Iterator[ResultRow | InputFileError]:
                     yield InputFileError(path, str(error), line=number)
     except OSError as error:
         raise InputFileError(path, f"cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputFileError(path, "is not a text file in UTF-8") from error
 
 
 class ResultsFile:
@@ -112,14 +113,17 @@ class ResultsFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.records_path = path.with_suffix(".jsonl")
+        # Only .tsv is taken off: opt-6.7b and opt-6.9b are not to share their records.
+        self.records_path = path.parent / f"{path.name.removesuffix('.tsv')}.jsonl"
 
     def check(self, *, option: str = "--output", create_folder: bool = True) -> None:
         """Find out now what would make an append fail later. Raises ConfigError naming `option`.
 
         With `create_folder`, the folder is made if it is missing.
         """
-        if self.path == self.records_path:
+        if not self.path.name:
+            raise ConfigError(option, f"{str(self.path)!r} is not the name of a file")
+        if self.path.suffix == ".jsonl":
             raise ConfigError(
                 option,
                 f"{self.path} is where the JSON records go; choose another suffix: .tsv",
@@ -148,13 +152,24 @@ class ResultsFile:
                 f"not a results file: {first}; choose another file",
             )
 
+    def last_record(self) -> dict[str, Any] | None:
+        """The record that was appended last; None if there is none that can be read."""
+        try:
+            with self.records_path.open("rb") as records:
+                records.seek(max(0, records.seek(0, os.SEEK_END) - _LONGEST_RECORD_BYTES))
+                record = json.loads(records.read().splitlines()[-1])
+        except (OSError, ValueError, IndexError):
+            return None
+        return record if isinstance(record, dict) else None
+
     def append(self, row: ResultRow | None, record: Mapping[str, Any]) -> None:
         """Append one run: its record, and its row unless the run failed (`row` is None).
 
         Both files are locked for the time of writing, and each line is one write, so that runs that
         end at the same moment never mix their lines. Raises FlexbenchError when that is impossible.
         """
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        # ASCII, because a command line may hold bytes that are no text.
+        line = json.dumps(record, allow_nan=False)
         try:
             with _locked_for_append(self.records_path) as records:
                 _write_line(records, line)
@@ -190,9 +205,13 @@ def _write_line(file: IO[bytes], line: str) -> None:
         file.seek(size - 1)
         if file.read(1) != b"\n":
             data = b"\n" + data
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
+    try:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    except OSError:
+        os.ftruncate(file.fileno(), size)  # a full disk: leave no half of a line
+        raise
 
 
 def _check_folder(folder: Path, *, create: bool) -> None:
@@ -202,14 +221,21 @@ def _check_folder(folder: Path, *, create: bool) -> None:
     if not existing.is_dir():
         raise NotADirectoryError(None, "is not a folder", str(existing))
     if create or existing == folder:
-        # Trying is the only answer that also knows of read-only mounts and quotas.
-        with tempfile.TemporaryFile(dir=existing):
-            return
+        # Trying is the only answer that also knows of read-only mounts, quotas and full disks.
+        with tempfile.TemporaryFile(dir=existing) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+            probe.flush()
+            os.fsync(probe.fileno())
+        return
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(None, "no permission", str(existing))
 
 
 def _check_file(path: Path) -> None:
+    if path.is_symlink():
+        path = path.resolve()
+        if not path.parent.is_dir():
+            raise FileNotFoundError(None, "is a link into a folder that does not exist", str(path))
     if not path.exists():
         return
     if not path.is_file():

@@ -6,6 +6,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +20,7 @@ from flexbench.petals.config import PetalsConfig, RunShape
 from flexbench.petals.measurement import Load, Measurement
 from flexbench.petals.model import SwarmModel
 from flexbench.petals.plan import Plan
-from flexbench.petals.swarm import open_crew, open_swarm
+from flexbench.petals.swarm import look_at_swarm, open_crew, open_swarm
 
 PACKAGES = ("petals", "hivemind", "torch", "transformers")
 
@@ -49,11 +50,10 @@ def run_bench(
     `args` has batch_size, num_micro_batches, num_processes and output. `config_bloom` is Petals'
     DistributedBloomConfig, or a SwarmModel from which it is made. Starts num_processes clients,
     waits for their warm-up, releases them together, and collects their latencies. Returns the row.
-    Raises ConfigError for an output that cannot be written, RunError when the run failed; then
-    nothing is appended to the TSV, and the record says what happened.
+    Raises ConfigError for an output that cannot be written or counts that make no run, RunError
+    when the swarm is not complete or the run failed; then nothing is appended to the TSV, and the
+    record says what happened.
     """
-    results = ResultsFile(Path(args.output))
-    results.check()
     load = Load(
         num_processes=args.num_processes,
         num_micro_batches=args.num_micro_batches,
@@ -61,16 +61,27 @@ def run_bench(
         sequence_length=sequence_length,
         max_tokens=max_tokens,
     )
+    results = ResultsFile(Path(args.output))
+    results.check()
+    model = _as_model(config_bloom)
     with open_crew() as crew:
+        view = look_at_swarm(crew, model, timeout_s=model.connect_timeout_s)
         return _measure_and_save(
             crew,
             load,
             config_bloom,
             results=results,
-            description=_describe(config_bloom),
+            description=_describe(model) | {"swarm": asdict(view)},
             limits=TimeLimits(),
             progress=Silence(),
         )
+
+
+def _as_model(config_bloom: Any) -> SwarmModel:
+    if isinstance(config_bloom, SwarmModel):
+        return config_bloom
+    import_module("flexbench.petals.runtime")  # teaches the configuration how to travel
+    return SwarmModel.from_bloom_config(config_bloom)
 
 
 def run_benchmark(
@@ -85,6 +96,7 @@ def run_benchmark(
     config = plan.config
     results = ResultsFile(config.output)
     results.check()
+    _warn_of_other_subject(results, plan, progress)
     limits = TimeLimits(warmup_s=config.warmup_timeout_s, run_s=config.run_timeout_s)
     with open_swarm(plan, log_folder=log_folder, progress=progress) as swarm:
         description = _describe(swarm.model) | {
@@ -142,7 +154,11 @@ def _measure_and_save(
     except FlexbenchError as error:
         status = "interrupted" if isinstance(error, Interrupted) else "failed"
         failure = {"status": status, "error": error.message}
-        results.append(None, record | failure | measurement.observations())
+        crew.end_all()  # first of all: what is still to do may have to wait for a lock
+        try:
+            results.append(None, record | failure | measurement.observations())
+        except FlexbenchError as lost:
+            error.add_details(f"{lost.message}\n{lost.details}")
         raise
     row = measurement.row()
     results.append(row, record | {"figures": measurement.figures()} | measurement.observations())
@@ -236,10 +252,8 @@ def _utc_now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _describe(config_bloom: Any) -> dict[str, Any]:
+def _describe(model: SwarmModel) -> dict[str, Any]:
     """The part of a record that is the same for all runs of a command."""
-    model = config_bloom if isinstance(config_bloom, SwarmModel) else None
-    model = model or SwarmModel.from_bloom_config(config_bloom)
     return {
         "model": asdict(model.shape) | {"dht_prefix": model.dht_prefix, "seed": model.seed},
         "initial_peers": list(model.initial_peers),
@@ -249,8 +263,24 @@ def _describe(config_bloom: Any) -> dict[str, Any]:
     }
 
 
+def _warn_of_other_subject(results: ResultsFile, plan: Plan, progress: Progress) -> None:
+    """The seven columns do not hold the model or the swarm: a report would mix them."""
+    last = results.last_record() or {}
+    before, now = last.get("configuration"), _configuration(plan)
+    if not isinstance(before, dict):
+        return
+    subject = ("prefix", "initial_peers", "num_servers", "dtype", "device")
+    other = [name for name in subject if before.get(name, now[name]) != now[name]]
+    if other:
+        progress.note(
+            f"Note: {results.path} has runs with another {', '.join(other)}, which a report cannot "
+            "tell from these; use another --output to keep them apart."
+        )
+
+
 def _configuration(plan: Plan) -> dict[str, Any]:
     config = asdict(plan.config)
+    config["prefix"] = plan.config.shape.name
     config["output"] = str(plan.config.output)
     config["servers"] = [
         asdict(spec) | {"blocks": [spec.blocks.start, spec.blocks.stop]} for spec in plan.servers

@@ -7,7 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flexbench.core.processes import WorkerChannel
-from flexbench.petals.model import SwarmModel, resolve_device, resolve_dtype
+from flexbench.petals.model import (
+    DEFAULT_MAX_RETRIES,
+    SwarmModel,
+    resolve_device,
+    resolve_dtype,
+)
 from flexbench.petals.peers import Hop
 
 if TYPE_CHECKING:
@@ -215,6 +220,8 @@ def run_client(
 def _resolve(config_bloom: Any) -> tuple[SwarmModel, Any]:
     if isinstance(config_bloom, SwarmModel):
         return config_bloom, config_bloom.to_bloom_config()
+    if config_bloom.max_retries is None:  # Petals' default; a lost server would be waited for ever
+        config_bloom.max_retries = DEFAULT_MAX_RETRIES
     return SwarmModel.from_bloom_config(config_bloom), config_bloom
 
 

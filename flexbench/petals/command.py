@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flexbench.core.errors import ConfigError
 from flexbench.core.options import MultiValueCommand
 from flexbench.models.shapes import OPT_SHAPES
 from flexbench.petals import config as defaults
 from flexbench.petals.config import PetalsConfig
+from flexbench.petals.model import DEFAULT_MAX_RETRIES
+
+if TYPE_CHECKING:
+    from flexbench.petals.plan import Plan
 
 _SWARM = "Swarm"
 _LOAD = "Load"
@@ -144,7 +149,7 @@ def petals(
             help="Attempts of a client at a failing server. Repeated ones are in the record.",
             rich_help_panel=_LIMITS,
         ),
-    ] = 5,
+    ] = DEFAULT_MAX_RETRIES,
     output: Annotated[
         Path,
         typer.Option(
@@ -175,8 +180,8 @@ def petals(
     if prefix is None:
         prefix = defaults.DEFAULT_REMOTE_PREFIX if peers else defaults.DEFAULT_EMBEDDED_PREFIX
     lengths_given = sequence_length is not None or max_tokens is not None
-    if sweep is None:
-        sweep = prefix == defaults.SWEEP_PREFIX and not lengths_given
+    if sweep is None and lengths_given:
+        sweep = False
     config = PetalsConfig(
         initial_peers=peers,
         prefix=prefix,
@@ -213,11 +218,12 @@ def _run(config: PetalsConfig, log_folder: Path | None, *, quiet: bool, dry_run:
     from flexbench.petals.tables import plan_facts, plan_runs, results_table
 
     plan = make_plan(config)
-    check_resources(plan)
-    ResultsFile(config.output).check(create_folder=not dry_run)
     if dry_run:
+        ResultsFile(config.output).check(create_folder=False)
         Console().print(plan_facts(plan), plan_runs(plan))
+        _note_missing_resources(plan)
         return
+    check_resources(plan)
     ensure_petals_installed()
     with show_progress(Console(stderr=True), quiet=quiet) as progress:
         rows = run_benchmark(plan, log_folder=log_folder, progress=progress)
@@ -225,3 +231,12 @@ def _run(config: PetalsConfig, log_folder: Path | None, *, quiet: bool, dry_run:
         console = Console()
         console.print(results_table(plan, rows))
         console.print(f"Added to {config.output}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _note_missing_resources(plan: Plan) -> None:
+    from flexbench.petals.plan import check_resources
+
+    try:
+        check_resources(plan)
+    except ConfigError as error:
+        typer.echo(f"Not on this machine: {error}", err=True)

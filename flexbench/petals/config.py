@@ -7,9 +7,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flexbench.core.checks import check_count, check_seconds
 from flexbench.core.errors import ConfigError
 from flexbench.models.shapes import ModelShape
-from flexbench.petals.model import DTYPE_BYTES, dht_prefix_for, shape_for_prefix
+from flexbench.petals.model import (
+    DEFAULT_MAX_RETRIES,
+    DTYPE_BYTES,
+    dht_prefix_for,
+    shape_for_prefix,
+)
 
 DEFAULT_EMBEDDED_PREFIX = "facebook/opt-125m"
 DEFAULT_REMOTE_PREFIX = "facebook/opt-175b"
@@ -19,6 +25,8 @@ DEFAULT_OUTPUT = Path("results/petals.tsv")
 SWEEP_PREFIX = "facebook/opt-30b"
 SWEEP_SEQUENCE_LENGTH = 512
 SWEEP_MAX_TOKENS = range(0, 33)
+
+MAX_SEED = 2**32 - 1
 
 DTYPES = ("auto", *DTYPE_BYTES)
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -51,8 +59,8 @@ class PetalsConfig:
     num_processes: int = 1
     sequence_lengths: tuple[int, ...] = DEFAULT_SEQUENCE_LENGTHS
     max_tokens: tuple[int, ...] = (DEFAULT_MAX_TOKENS,)
-    sweep: bool = False
-    """Add runs of 0 to 32 new tokens at sequence length 512."""
+    sweep: bool | None = None
+    """Add runs of 0 to 32 new tokens at sequence length 512; None: only for opt-30b."""
     dtype: str = "auto"
     device: str = "auto"
     num_servers: int = 2
@@ -61,7 +69,7 @@ class PetalsConfig:
     server_timeout_s: float = 300.0
     warmup_timeout_s: float = 600.0
     run_timeout_s: float = 3600.0
-    max_retries: int = 5
+    max_retries: int = DEFAULT_MAX_RETRIES
     """How often a client calls a failing server before it gives up."""
     output: Path = DEFAULT_OUTPUT
     seed: int = 0
@@ -75,18 +83,17 @@ class PetalsConfig:
             ("--num-servers", self.num_servers),
             ("--max-retries", self.max_retries),
         ):
-            _check_at_least(option, value, 1)
+            check_count(option, value, minimum=1)
         _check_counts("--sequence-length", self.sequence_lengths, minimum=1)
         _check_counts("--max-tokens", self.max_tokens, minimum=0)
-        _check_at_least("--seed", self.seed, 0)
+        check_count("--seed", self.seed, minimum=0, maximum=MAX_SEED)
         for option, seconds in (
             ("--connect-timeout", self.connect_timeout_s),
             ("--server-timeout", self.server_timeout_s),
             ("--warmup-timeout", self.warmup_timeout_s),
             ("--run-timeout", self.run_timeout_s),
         ):
-            if not 0 < seconds < float("inf"):
-                raise ConfigError(option, f"must be a number of seconds above 0, not {seconds:g}")
+            check_seconds(option, seconds)
         self._check_device()
         self._check_swarm()
 
@@ -109,7 +116,7 @@ class PetalsConfig:
             raise ConfigError(
                 "--num-servers",
                 f"{self.num_servers} servers cannot share the {num_blocks} blocks of "
-                f"{self.prefix}; accepted: 1 to {num_blocks}",
+                f"{self.shape.name}; accepted: 1 to {num_blocks}",
             )
         for peer in self.initial_peers:
             if not _PEER_ADDRESS.fullmatch(peer):
@@ -145,7 +152,8 @@ class PetalsConfig:
             for length in self.sequence_lengths
             for tokens in self.max_tokens
         ]
-        if self.sweep:
+        sweep = self.shape.name == SWEEP_PREFIX if self.sweep is None else self.sweep
+        if sweep:
             shapes += [
                 RunShape(sequence_length=SWEEP_SEQUENCE_LENGTH, max_tokens=tokens)
                 for tokens in SWEEP_MAX_TOKENS
@@ -153,13 +161,8 @@ class PetalsConfig:
         return list(dict.fromkeys(shapes))
 
 
-def _check_at_least(option: str, value: int, minimum: int) -> None:
-    if value < minimum:
-        raise ConfigError(option, f"must be a whole number of at least {minimum}, not {value}")
-
-
 def _check_counts(option: str, values: Sequence[int], *, minimum: int) -> None:
     if not values:
         raise ConfigError(option, "needs at least one value")
     for value in values:
-        _check_at_least(option, value, minimum)
+        check_count(option, value, minimum=minimum)

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from flexbench.core import metrics
+from flexbench.core.checks import check_count
 from flexbench.core.results import ResultRow
 from flexbench.petals.client import RequestLatency
 
@@ -19,6 +20,12 @@ class Load:
     batch_size: int
     sequence_length: int
     max_tokens: int
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for counts that make no run."""
+        for name, value in vars(self).items():
+            option = f"--{name.replace('_', '-')}"
+            check_count(option, value, minimum=0 if name == "max_tokens" else 1)
 
 
 @dataclass(kw_only=True)

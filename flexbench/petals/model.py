@@ -17,6 +17,7 @@ from flexbench.models.shapes import OPT_SHAPES, ModelShape, opt_shape
 if TYPE_CHECKING:
     import torch
 
+DEFAULT_MAX_RETRIES = 5
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # hivemind uses the dot to separate the blocks' numbers, so no DHT prefix may contain one. The first
@@ -75,7 +76,7 @@ class SwarmModel:
     dtype: str = "auto"
     seed: int = 0
     connect_timeout_s: float = 60.0
-    max_retries: int | None = 5
+    max_retries: int = DEFAULT_MAX_RETRIES
 
     @classmethod
     def from_bloom_config(cls, config: Any) -> SwarmModel:
@@ -95,7 +96,7 @@ class SwarmModel:
             dht_prefix=config.dht_prefix,
             initial_peers=tuple(str(peer) for peer in config.initial_peers),
             weights_folder=folder if folder and os.path.isdir(folder) else None,
-            max_retries=config.max_retries,
+            max_retries=config.max_retries or DEFAULT_MAX_RETRIES,
         )
 
     def to_bloom_config(self) -> Any:

@@ -6,9 +6,11 @@ they report.
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,6 +138,20 @@ def run_server(channel: WorkerChannel, model: SwarmModel, index: int, spec: Serv
     server.run()
 
 
+def _end_on_error(function: Callable[..., None]) -> Callable[..., None]:
+    """A thread's function, whose failure ends the process and is not lost with the thread."""
+
+    @functools.wraps(function)
+    def guarded(*arguments: Any) -> None:
+        try:
+            function(*arguments)
+        except BaseException:  # noqa: BLE001 - whatever it is, nobody would watch from here on
+            traceback.print_exc()
+            os._exit(1)
+
+    return guarded
+
+
 def inspect_swarm(channel: WorkerChannel, model: SwarmModel) -> None:
     """Join the DHT as a client and report the SwarmView: who serves which blocks of the model."""
     from flexbench.petals.runtime import DHT
@@ -164,15 +180,22 @@ def _online_servers(dht: DHT, dht_prefix: str, blocks: range) -> tuple[Hop, ...]
     return tuple(sorted(hops, key=lambda hop: (hop.start, hop.end, hop.peer_id)))
 
 
+@_end_on_error
 def _announce_and_watch(channel: WorkerChannel, server: Any, blocks: range) -> None:
     """Report when the swarm sees the server online; end the process when a part of it dies."""
-    # Petals announces the blocks as online a little before it can serve them.
-    while server.module_container is None or not server.module_container.ready.is_set():
-        time.sleep(0.02)
     peer_id = str(server.dht.peer_id)
-    while not any(
-        hop.peer_id == peer_id for hop in _online_servers(server.dht, server.dht_prefix, blocks)
-    ):
+
+    def is_serving() -> bool:
+        # Petals announces the blocks as online a little before it can serve them.
+        container = server.module_container
+        if container is None or not container.ready.is_set():
+            return False
+        hops = _online_servers(server.dht, server.dht_prefix, blocks)
+        return any(hop.peer_id == peer_id for hop in hops)
+
+    while not is_serving():
+        if not server.dht.is_alive():
+            raise RuntimeError("the server's DHT process ended")
         time.sleep(0.05)
     channel.queue.put(Hop(peer_id=peer_id, start=blocks.start, end=blocks.stop))
     channel.ready.set()
@@ -188,7 +211,7 @@ def _watch(is_healthy: Callable[[], bool], problem: str) -> None:
     import psutil
 
     descendants = psutil.Process().children(recursive=True)
-    daemons = [process for process in descendants if process.name().startswith("p2pd")]
+    daemons = [process for process in descendants if _is_daemon(process)]
     while is_healthy() and all(_is_running(daemon) for daemon in daemons):
         time.sleep(_HEALTH_CHECK_INTERVAL_S)
     if is_healthy():
@@ -197,7 +220,19 @@ def _watch(is_healthy: Callable[[], bool], problem: str) -> None:
     os._exit(1)
 
 
+def _is_daemon(process: psutil.Process) -> bool:
+    import psutil
+
+    try:
+        return str(process.name()).startswith("p2pd")
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _is_running(process: psutil.Process) -> bool:
     import psutil
 
-    return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+    try:
+        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

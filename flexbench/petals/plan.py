@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from dataclasses import dataclass
 
 from flexbench.core.environment import may_have_gpu, memory_bytes, num_cpus
 from flexbench.core.errors import ConfigError
+from flexbench.core.folders import temporary_folder
 from flexbench.core.units import format_bytes
 from flexbench.petals.config import PetalsConfig, RunShape
 from flexbench.petals.model import DTYPE_BYTES, split_blocks
@@ -109,12 +109,12 @@ def _check_device(config: PetalsConfig) -> None:
 
 def _check_space(plan: Plan) -> None:
     config = plan.config
-    folder = tempfile.gettempdir()
+    folder = temporary_folder()
     free_disk = shutil.disk_usage(folder).free
     if plan.weights_bytes > free_disk:
         raise ConfigError(
             "--prefix",
-            f"the weights of {config.prefix} take {format_bytes(plan.weights_bytes)}, and "
+            f"the weights of {config.shape.name} take {format_bytes(plan.weights_bytes)}, and "
             f"{folder} has {format_bytes(free_disk)} free; choose a smaller model, or another "
             "folder by setting TMPDIR",
         )
@@ -124,7 +124,7 @@ def _check_space(plan: Plan) -> None:
     if memory is not None and needed > memory and on_cpu:
         raise ConfigError(
             "--prefix",
-            f"an embedded swarm of {config.prefix} and {config.num_processes} clients need "
+            f"an embedded swarm of {config.shape.name} and {config.num_processes} clients need "
             f"{format_bytes(needed)} for weights, and this machine has {format_bytes(memory)}; "
             "choose a smaller model, fewer clients, or a running swarm with --initial-peers",
         )

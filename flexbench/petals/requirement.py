@@ -9,7 +9,7 @@ from flexbench.core.errors import MissingDependencyError
 
 PETALS = "petals==2.2.0.post1"
 
-INSTALL_COMMAND = f"pip install 'flexbench[petals]' && pip install --no-deps {PETALS}"
+INSTALL_COMMAND = f"pip install '.[petals]' && pip install --no-deps {PETALS}"
 
 
 def ensure_petals_installed() -> None:
@@ -17,5 +17,6 @@ def ensure_petals_installed() -> None:
     missing = [name for name in ("petals", "hivemind", "torch") if find_spec(name) is None]
     if missing:
         raise MissingDependencyError(
-            f"not installed: {', '.join(missing)}; install with: {INSTALL_COMMAND}"
+            f"not installed: {', '.join(missing)}; in a checkout of flexbench, "
+            f"install with ./scripts/setup, or: {INSTALL_COMMAND}"
         )

@@ -45,6 +45,10 @@ _MOVED_NAMES = {
 }
 
 
+# Of the 107 characters that a Unix socket's path may have, hivemind uses 39.
+_MAX_SOCKET_FOLDER_LENGTH = 68
+
+
 def _restore_moved_names() -> None:
     for home, names in _MOVED_NAMES.items():
         module = importlib.import_module(home)
@@ -55,8 +59,15 @@ def _restore_moved_names() -> None:
 
 _restore_moved_names()
 
+
+def _socket_folder() -> str:
+    # A worker's scratch folder is made to be short enough.
+    folder = tempfile.gettempdir()
+    return folder if len(folder) <= _MAX_SOCKET_FOLDER_LENGTH else "/tmp"  # noqa: S108
+
+
 # Sockets between Python and p2pd belong with the other temporary files, not always into /tmp.
-hivemind.P2P._UNIX_SOCKET_PREFIX = f"/unix{tempfile.gettempdir()}/hivemind-"
+hivemind.P2P._UNIX_SOCKET_PREFIX = f"/unix{_socket_folder()}/hivemind-"
 
 from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError  # noqa: E402
 from petals.client.inference_session import _ServerInferenceSession  # noqa: E402

@@ -84,7 +84,7 @@ def open_swarm(
                 )
         else:
             with progress.phase("Looking at the swarm", total=1):
-                view = _look_at_swarm(crew, model, timeout_s=config.connect_timeout_s)
+                view = look_at_swarm(crew, model, timeout_s=config.connect_timeout_s)
         yield OpenSwarm(crew=crew, model=model, view=view, startup_s=time.monotonic() - started_at)
 
 
@@ -133,7 +133,7 @@ def _start_embedded_swarm(
     return model, SwarmView(servers=tuple(hops), device=entry.device, dtype=entry.dtype)
 
 
-def _look_at_swarm(crew: Crew, model: SwarmModel, *, timeout_s: float) -> SwarmView:
+def look_at_swarm(crew: Crew, model: SwarmModel, *, timeout_s: float) -> SwarmView:
     """What a client sees of the swarm behind `model.initial_peers`.
 
     Raises RunError that names the peers when they cannot be reached, or the blocks nobody serves.

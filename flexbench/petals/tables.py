@@ -6,7 +6,9 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
+from flexbench.core.metrics import MEAN_LATENCY, THROUGHPUT
 from flexbench.core.results import ResultRow
 from flexbench.core.units import format_bytes
 from flexbench.petals.plan import Plan
@@ -17,10 +19,11 @@ def results_table(plan: Plan, rows: Sequence[ResultRow]) -> Table:
     config = plan.config
     swarm = f"{config.num_servers} servers" if config.is_embedded else "running swarm"
     table = Table(
-        title=f"{config.prefix} on Petals: {swarm}, {config.num_processes} clients",
+        title=f"{config.shape.name} on Petals: {swarm}, {config.num_processes} clients",
         box=box.SIMPLE_HEAD,
     )
-    for header in ("batch", "rounds", "prompt\ntokens", "new\ntokens", "tokens/s", "latency s"):
+    figures = (f"{metric.label}\n{metric.unit}" for metric in (THROUGHPUT, MEAN_LATENCY))
+    for header in ("batch", "rounds", "prompt\ntokens", "new\ntokens", *figures):
         table.add_column(header, justify="right")
     for row in rows:
         table.add_row(
@@ -38,12 +41,14 @@ def plan_facts(plan: Plan) -> Table:
     """Model, swarm and clients of a plan."""
     config, shape = plan.config, plan.config.shape
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    facts.add_column()
+    facts.add_column(overflow="fold")  # a path is of no use with its end cut off
     facts.add_row(
         "Model",
         f"{shape.name}: hidden size {shape.hidden_size}, {shape.num_attention_heads} heads, "
         f"{shape.num_hidden_layers} blocks, vocabulary {shape.vocab_size}",
     )
-    facts.add_row("DHT prefix", config.effective_dht_prefix)
+    facts.add_row("DHT prefix", Text(config.effective_dht_prefix))
     if config.is_embedded:
         facts.add_row("Swarm", f"private, {config.num_servers} servers on loopback")
         for index, server in enumerate(plan.servers):
@@ -54,7 +59,7 @@ def plan_facts(plan: Plan) -> Table:
                 f"cache up to {format_bytes(plan.cache_bytes(server))}",
             )
     else:
-        facts.add_row("Swarm", ", ".join(config.initial_peers))
+        facts.add_row("Swarm", Text(", ".join(config.initial_peers)))
     facts.add_row(
         "Clients",
         f"{config.num_processes} (each with {format_bytes(plan.client_bytes)} of weights), "
@@ -62,7 +67,7 @@ def plan_facts(plan: Plan) -> Table:
         f"prompts per request: {config.batch_size}",
     )
     facts.add_row("Type, device", f"{config.dtype}, {config.device}")
-    facts.add_row("Results", f"{config.output}")
+    facts.add_row("Results", Text(str(config.output)))
     return facts
 
 

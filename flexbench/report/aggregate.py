@@ -34,18 +34,20 @@ class _Running:
 
     def __init__(self) -> None:
         self.count = 0
-        self._sum = 0.0
+        self._mean = 0.0
         self._min = float("inf")
         self._max = float("-inf")
 
     def add(self, value: float) -> None:
         self.count += 1
-        self._sum += value
         self._min = min(self._min, value)
         self._max = max(self._max, value)
+        # Not a sum divided at the end, which can overflow; and rounding must not leave the range.
+        mean = self._mean + (value - self._mean) / self.count
+        self._mean = min(max(mean, self._min), self._max)
 
     def spread(self) -> Spread:
-        return Spread(mean=self._sum / self.count, min=self._min, max=self._max)
+        return Spread(mean=self._mean, min=self._min, max=self._max)
 
 
 def group_by_configuration(rows: Iterable[ResultRow]) -> list[Group]:

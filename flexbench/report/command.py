@@ -44,6 +44,9 @@ def report(
 
     rows = _Rows(files, skip_invalid=skip_invalid)
     groups = group_by_configuration(rows)
+    if rows.num_skipped:
+        lines = "line" if rows.num_skipped == 1 else "lines"
+        typer.echo(f"Skipped {rows.num_skipped} malformed {lines}.", err=True)
     if not groups:
         raise InputFileError(", ".join(map(str, files)), "no runs in there")
     if output_format is Format.TABLE:
@@ -52,9 +55,6 @@ def report(
         Console().print(to_table(groups))
     else:
         typer.echo(TEXT_FORMATS[output_format](groups))
-    if rows.num_skipped:
-        lines = "line" if rows.num_skipped == 1 else "lines"
-        typer.echo(f"Skipped {rows.num_skipped} malformed {lines}.", err=True)
 
 
 class _Rows:

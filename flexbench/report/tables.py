@@ -59,7 +59,7 @@ def to_records(groups: Sequence[Group]) -> list[dict[str, Any]]:
 
 
 def format_figure(value: float) -> str:
-    """Four significant digits, and no exponent below a million: 22.53, 0.0457, 12340."""
+    """At least four significant digits, no exponent below a million: 22.53, 0.0457, 12345."""
     if value == 0:
         return "0"
     text = f"{value:.4g}"
@@ -102,7 +102,7 @@ def to_csv(groups: Sequence[Group]) -> str:
 
 def to_json(groups: Sequence[Group]) -> str:
     """A JSON list with one object a group, every digit kept."""
-    return json.dumps(to_records(groups), indent=2)
+    return json.dumps(to_records(groups), indent=2, allow_nan=False)
 
 
 TEXT_FORMATS: dict[Format, Callable[[Sequence[Group]], str]] = {

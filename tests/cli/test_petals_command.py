@@ -36,8 +36,6 @@ def invoke(*arguments: object, output) -> tuple[int, str]:
         (["--prefix", ""], "--prefix: unknown model ''"),
         (["--dtype", "int8"], "accepted: auto, float32, bfloat16, float16"),
         (["--dtype", "float16", "--device", "cpu"], "accepted there: float32, bfloat16"),
-        (["--device", "cuda"], "--device: this machine has no GPU"),
-        (["--dtype", "float16"], "accepted here: float32, bfloat16"),
         (["--device", "tpu"], "accepted: auto, cpu, cuda, cuda:N"),
         (["--connect-timeout", 0], "--connect-timeout: must be a number of seconds above 0"),
         (["--run-timeout", "nan"], "--run-timeout"),
@@ -48,11 +46,11 @@ def invoke(*arguments: object, output) -> tuple[int, str]:
         (["--initial-peers", "127.0.0.1:31337"], "is not a peer's address; accepted: /ip4/ADDRESS"),
         (["--initial-peers", PEER, "nonsense"], "'nonsense' is not a peer's address"),
         (["--dht-prefix", "opt.6b"], "--dht-prefix"),
-        (["--prefix", "facebook/opt-175b"], "choose a smaller model"),
+        (["--num-processes", 10**400], "--num-processes: must be a whole number of at most 1000000000"),
+        (["--seed", 2**32], "--seed: must be a whole number of at most 4294967295"),
     ],
 )  # fmt: skip
-def test_bad_values_are_refused_with_the_accepted_ones(arguments, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("flexbench.petals.plan.may_have_gpu", lambda: False)
+def test_bad_values_are_refused_with_the_accepted_ones(arguments, message, tmp_path):
     exit_code, output = invoke(*arguments, output=tmp_path / "petals.tsv")
     assert exit_code == 2
     assert message in output
@@ -64,6 +62,58 @@ def test_bad_values_are_refused_with_the_accepted_ones(arguments, message, tmp_p
 )
 def test_values_of_another_kind_are_refused(arguments, tmp_path):
     assert invoke(*arguments, output=tmp_path / "petals.tsv")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--device", "cuda"], "--device: this machine has no GPU; accepted here: auto, cpu"),
+        (["--device", "cuda:1"], "--device: this machine has no GPU"),
+        (["--dtype", "float16"], "this machine has no GPU; accepted here: float32, bfloat16"),
+        (["--prefix", "facebook/opt-175b"], "choose a smaller model"),
+    ],
+)
+def test_what_this_machine_cannot_do_is_refused_but_can_be_planned(
+    arguments, message, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("flexbench.petals.plan.may_have_gpu", lambda: False)
+    output = tmp_path / "petals.tsv"
+    result = CliRunner().invoke(app, ["petals", "--output", str(output), *arguments])
+    assert result.exit_code == 2
+    assert message in result.output
+    assert list(tmp_path.iterdir()) == []
+    result = CliRunner().invoke(app, ["petals", "--output", str(output), *arguments, "--dry-run"])
+    assert result.exit_code == 0
+    assert "expected tokens" in result.stdout
+    assert message in result.stderr
+
+
+@pytest.mark.parametrize("output", [".", "/", ""])
+def test_an_output_without_a_name_is_refused(output):
+    exit_code, text = invoke(output=output)
+    assert exit_code == 2
+    assert "--output: " in text
+
+
+def test_a_link_to_nowhere_is_refused(tmp_path):
+    (tmp_path / "petals.tsv").symlink_to(tmp_path / "missing" / "petals.tsv")
+    exit_code, text = invoke(output=tmp_path / "petals.tsv")
+    assert exit_code == 2
+    assert "a link into a folder that does not exist" in text
+
+
+def test_what_people_type_is_shown_as_it_is(tmp_path):
+    output = tmp_path / "[bold]a[/nothing].tsv"
+    exit_code, text = invoke("--dht-prefix", "[red]x", output=output)
+    assert exit_code == 0
+    assert "[bold]a[/nothing].tsv" in text.replace("\n", "").replace(" ", "")
+    assert "[red]x" in text
+
+
+@pytest.mark.parametrize("prefix", ["opt-30b", "Facebook/OPT-30B"])
+def test_the_sweep_does_not_depend_on_the_spelling(prefix, tmp_path):
+    _, text = invoke("--initial-peers", PEER, "--prefix", prefix, output=tmp_path / "petals.tsv")
+    assert " 35 " in text
 
 
 def test_an_output_that_is_a_folder_is_refused(tmp_path):
@@ -161,6 +211,6 @@ def test_a_missing_petals_is_one_line_that_names_the_command(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.strip().splitlines() == [
-        "Error: not installed: petals, hivemind, torch; install with: "
-        "pip install 'flexbench[petals]' && pip install --no-deps petals==2.2.0.post1"
+        "Error: not installed: petals, hivemind, torch; in a checkout of flexbench, install with "
+        "./scripts/setup, or: pip install '.[petals]' && pip install --no-deps petals==2.2.0.post1"
     ]

@@ -104,6 +104,22 @@ def test_skipped_lines_are_counted(files):
     assert result.stderr == "Skipped 2 malformed lines.\n"
 
 
+def test_skipped_lines_are_counted_even_when_nothing_is_left(tmp_path):
+    (tmp_path / "rows.tsv").write_text("nonsense\n")
+    result = report(str(tmp_path / "rows.tsv"), "--skip-invalid")
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Skipped 1 malformed line.\n")
+    assert "no runs in there" in result.stderr
+
+
+def test_means_lie_between_the_smallest_and_the_largest(tmp_path):
+    path = tmp_path / "rows.tsv"
+    path.write_text(3 * "1\t1\t1\t1\t1\t0.1\t1e308\n")
+    group = json.loads(report(str(path), "--format", "json").stdout)[0]
+    assert group["throughput_mean"] == 0.1
+    assert group["mean_latency_mean"] == 1e308
+
+
 @pytest.mark.parametrize("content", ["", HEADER, "\n"])
 def test_no_runs_is_an_error(content, tmp_path):
     (tmp_path / "empty.tsv").write_text(content)
@@ -115,10 +131,16 @@ def test_no_runs_is_an_error(content, tmp_path):
 def test_files_that_cannot_be_read_are_errors(tmp_path):
     assert "cannot be read: No such file" in report(str(tmp_path / "no.tsv")).stderr
     assert "cannot be read: Is a directory" in report(str(tmp_path)).stderr
-    (tmp_path / "binary.tsv").write_bytes(b"\xff\xfe\x00\x01")
-    result = report(str(tmp_path / "binary.tsv"))
+
+
+def test_bytes_that_are_no_text_make_their_line_malformed(tmp_path):
+    path = tmp_path / "binary.tsv"
+    path.write_bytes(OURS.encode() + b"1\t1\t\xff\t256\t32\t20.0\t6.0\n" + ORIGINAL.encode())
+    result = report(str(path))
     assert result.exit_code == 2
-    assert "is not a text file in UTF-8" in result.stderr
+    assert f"{path}:3: num_processes must be a whole number of at least 1" in result.stderr
+    result = report(str(path), "--skip-invalid", "--format", "json")
+    assert [group["num_runs"] for group in json.loads(result.stdout)] == [2, 1]
 
 
 def test_windows_line_ends_and_a_missing_last_one_are_fine(tmp_path):

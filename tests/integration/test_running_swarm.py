@@ -8,11 +8,12 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 
-from flexbench.core.errors import WorkerError
+from flexbench.core.errors import ConfigError, RunError, WorkerError
 from flexbench.core.processes import Deadline, Item
 from flexbench.models.shapes import opt_shape
 from flexbench.petals import run_bench
@@ -82,6 +83,31 @@ def test_run_bench_appends_a_row_and_returns_it(model, tmp_path, temporary_folde
     assert lines[1].split("\t")[5:] == [repr(row.throughput), repr(row.mean_latency)]
     record = json.loads((tmp_path / "rows.jsonl").read_text())
     assert record["figures"]["total_tokens"] == 2 * 2 * 2 * 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "lengths", "option"),
+    [
+        ({"num_processes": 0}, (8, 1), "--num-processes"),
+        ({"num_micro_batches": 0}, (8, 1), "--num-micro-batches"),
+        ({"batch_size": -1}, (8, 1), "--batch-size"),
+        ({}, (0, 1), "--sequence-length"),
+        ({}, (8, -1), "--max-tokens"),
+    ],
+)
+def test_run_bench_refuses_counts_that_make_no_run(model, tmp_path, changes, lengths, option):
+    args = {"batch_size": 1, "num_micro_batches": 1, "num_processes": 1, **changes}
+    with pytest.raises(ConfigError, match=option):
+        run_bench(SimpleNamespace(**args, output=tmp_path / "rows.tsv"), *lengths, model)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_run_bench_names_a_prefix_that_nobody_serves(model, tmp_path, temporary_folder):
+    args = SimpleNamespace(
+        batch_size=1, num_micro_batches=1, num_processes=1, output=tmp_path / "rows.tsv"
+    )
+    with pytest.raises(RunError, match="nobody serves blocks 0:12 of 12 under the DHT prefix 'x'"):
+        run_bench(args, 8, 1, replace(model, dht_prefix="x"))
 
 
 def test_run_bench_reports_a_failed_client_and_writes_no_row(model, tmp_path, temporary_folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import subprocess
@@ -127,6 +128,45 @@ def test_many_processes_appending_at_once_tear_no_line(tmp_path):
     assert path.read_text().count("batch_size") == 1
     records = path.with_suffix(".jsonl").read_text().splitlines()
     assert len([json.loads(record) for record in records]) == 160
+
+
+def test_a_command_line_that_is_no_text_is_recorded_all_the_same(tmp_path):
+    results = ResultsFile(tmp_path / "petals.tsv")
+    results.append(ROW, {"command": ["--output", "a\udcff.tsv"]})
+    record = json.loads(results.records_path.read_text())
+    assert record["command"][1] == "a\udcff.tsv"
+
+
+def test_the_last_record_is_read_back(tmp_path):
+    results = ResultsFile(tmp_path / "petals.tsv")
+    assert results.last_record() is None
+    results.append(ROW, {"run": 1})
+    results.append(ROW, {"run": 2})
+    assert results.last_record() == {"run": 2}
+    results.records_path.write_text('{"run": 1}\n{"ru')
+    assert results.last_record() is None
+
+
+def test_records_of_similar_names_are_apart():
+    assert ResultsFile(Path("opt-6.7b")).records_path == Path("opt-6.7b.jsonl")
+    assert ResultsFile(Path("results/petals.tsv")).records_path == Path("results/petals.jsonl")
+
+
+def test_a_full_disk_is_found_before_measuring_and_tears_no_line(tmp_path, monkeypatch):
+    results = ResultsFile(tmp_path / "petals.tsv")
+    results.append(ROW, {})
+    before = results.path.read_bytes()
+
+    def fail(_descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(ConfigError, match="No space left on device"):
+        results.check()
+    with pytest.raises(FlexbenchError, match="No space left on device"):
+        results.append(ROW, {})
+    assert results.path.read_bytes() == before
+    assert results.records_path.read_text() == "{}\n"
 
 
 def test_a_record_that_is_not_json_is_never_written(tmp_path):
