@@ -14,8 +14,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import forkserver, resource_tracker
 
+# linux/prctl.h
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+
 _num_users = 0
-_TRACKER_GRACE_S = 2.0
+_TRACKER_GRACE_S = 0.5
 
 
 @contextmanager
@@ -28,11 +32,14 @@ def fork_server(preload: Sequence[str]) -> Iterator[None]:
     was_running = _is_running() and _num_users == 0
     if not _is_running():
         _start(preload)
+    _adopt_orphans(True)
     _num_users += 1
     try:
         yield
     finally:
         _num_users -= 1
+        if _num_users == 0:
+            _adopt_orphans(False)
         if not was_running and _num_users == 0:
             _stop()
 
@@ -96,8 +103,20 @@ def end_with_parent() -> None:
     For the case that the parent is killed: the fork server notices that by itself, but not while it
     is still importing.
     """
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _adopt_orphans(adopt: bool) -> None:
+    """Become the parent of descendants whose own parent has ended; only on Linux.
+
+    Otherwise they go to the system's first process, which may take a second to clear away what a
+    killed worker leaves, or never do it, as in many containers.
+    """
+    _prctl(_PR_SET_CHILD_SUBREAPER, int(adopt))
+
+
+def _prctl(option: int, value: int) -> None:
     if sys.platform == "linux":
         import ctypes
 
-        pr_set_pdeathsig = 1
-        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+        ctypes.CDLL(None).prctl(option, value)

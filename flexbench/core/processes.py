@@ -439,8 +439,8 @@ def _wait_until_gone(workers: Sequence[Worker], timeout_s: float) -> list[Worker
 
 
 def _reap_orphans(worker: Worker) -> None:
-    """Collect what the worker left behind if it became ours: so it is when we are a container's
-    first process, and a zombie still counts as a member of its group.
+    """Collect what the worker left behind: orphans become ours, and as long as nobody collects them
+    they count as members of the worker's group.
     """
     with suppress(ChildProcessError):
         while worker.process.pid is not None and os.waitpid(-worker.process.pid, os.WNOHANG)[0]:
