@@ -12,10 +12,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flexbench.petals.bench import run_bench
     from flexbench.petals.client import client_process
+    from flexbench.petals.model import _patch_bloom_config
 
-__all__ = ["client_process", "run_bench"]
+__all__ = ["_patch_bloom_config", "client_process", "run_bench"]
 
-_HOME = {"client_process": "flexbench.petals.client", "run_bench": "flexbench.petals.bench"}
+_HOME = {
+    "client_process": "flexbench.petals.client",
+    "run_bench": "flexbench.petals.bench",
+    "_patch_bloom_config": "flexbench.petals.model",
+}
 
 
 def __getattr__(name: str) -> Any:

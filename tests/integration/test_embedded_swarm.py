@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 import signal
+import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 pytestmark = pytest.mark.swarm
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_four_clients_and_two_servers_give_the_rows_expected(flexbench):
@@ -73,6 +77,22 @@ def assert_every_request_crossed_both_servers(record):
         for request in client["requests"]:
             assert [(hop["start"], hop["end"]) for hop in request["route"]] == servers
             assert request["failed_attempts"] == 0
+
+
+def test_the_script_for_newcomers_prints_a_report(tmp_path, temporary_folder):
+    output = tmp_path / "petals.tsv"
+    done = subprocess.run(
+        [ROOT / "scripts/bench", "--output", output, "--sequence-length", "8", "--max-tokens", "1"],
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+    assert done.returncode == 0, done.stderr
+    row = output.read_text().splitlines()[1].split("\t")
+    assert row[:5] == ["1", "1", "4", "8", "1"]
+    table = done.stdout.splitlines()
+    assert ["1", "1", "4", "8", "1"] in [line.split()[:5] for line in table]
+    assert "runs" in done.stdout
 
 
 def test_a_killed_server_is_reported_with_its_last_log_lines(flexbench):

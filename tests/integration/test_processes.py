@@ -183,7 +183,7 @@ def test_no_process_of_ours_is_left_behind(tmp_path):
     assert after <= before
 
 
-def test_ctrl_c_in_a_terminal_reaches_the_fork_server_too(tmp_path):
+def test_ctrl_c_in_a_terminal_reaches_the_fork_server_too(tmp_path, temporary_folder):
     """The whole foreground group gets it, also while the fork server is still importing."""
     (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(3)\n")
     script = tmp_path / "parent.py"
@@ -235,7 +235,7 @@ def test_temporary_files_of_workers_are_in_the_scratch_folder(crew, tmp_path):
     assert message.payload.startswith(str(tmp_path / "scratch"))
 
 
-def test_workers_end_when_the_parent_is_killed(tmp_path):
+def test_workers_end_when_the_parent_is_killed(tmp_path, temporary_folder):
     code = (
         "import sys, time\n"
         "from pathlib import Path\n"

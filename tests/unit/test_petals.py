@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from flexbench.core.errors import ConfigError
 from flexbench.models.shapes import OPT_SHAPES, opt_shape
+from flexbench.petals import _patch_bloom_config
 from flexbench.petals.client import RequestLatency, RequestTrace
 from flexbench.petals.config import PetalsConfig, RunShape
 from flexbench.petals.measurement import Load, Measurement
-from flexbench.petals.model import _patch_bloom_config, dht_prefix_for, format_spans, split_blocks
+from flexbench.petals.model import dht_prefix_for, format_spans, split_blocks
 from flexbench.petals.peers import Hop
 from flexbench.petals.plan import make_plan
 from flexbench.petals.swarm import missing_blocks
