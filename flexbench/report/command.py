@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from flexbench.core.results import ResultRow
 
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
