@@ -70,7 +70,7 @@ def bare_loop(channel: WorkerChannel, model: SwarmModel, load: Load) -> None:
         model.weights_folder, config=model.to_bloom_config(), torch_dtype=torch.float32
     )
     client.generation_config.eos_token_id = None
-    client.generation_config.pad_token_id = 0
+    client.generation_config.pad_token_id = None
     prompt = torch.randint(model.shape.vocab_size, (load.batch_size, load.sequence_length))
     client.generate(prompt, max_new_tokens=1, do_sample=False)
     channel.ready.set()

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 from collections.abc import Sequence
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from flexbench import __version__
@@ -40,6 +41,12 @@ def may_have_gpu() -> bool:
     Asks for device files of NVIDIA's and AMD's drivers, so that torch need not be imported.
     """
     return any(os.path.exists(path) for path in _GPU_DEVICE_FILES)
+
+
+def num_gpus() -> int | None:
+    """GPUs by the device files of NVIDIA's driver; None where those say nothing."""
+    numbers = [path for path in Path("/dev").glob("nvidia*") if path.name[6:].isdigit()]
+    return len(numbers) or None
 
 
 def describe_versions(packages: Sequence[str]) -> dict[str, str | None]:

@@ -19,6 +19,7 @@ _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 
 _num_users = 0
+_has_started: set[str] = set()
 _TRACKER_GRACE_S = 0.5
 
 
@@ -26,13 +27,12 @@ _TRACKER_GRACE_S = 0.5
 def fork_server(preload: Sequence[str]) -> Iterator[None]:
     """A running fork server that has imported the modules `preload`; ended with the last user.
 
-    One that somebody else had started before is used, and left alone.
+    What somebody else had started before, server or resource tracker, is used and left alone.
     """
-    global _num_users
-    was_running = _is_running() and _num_users == 0
-    if not _is_running():
-        _start(preload)
-    _adopt_orphans(True)
+    global _num_users, _has_started
+    if _num_users == 0:
+        _has_started = _start(preload)
+        _adopt_orphans(True)
     _num_users += 1
     try:
         yield
@@ -40,41 +40,56 @@ def fork_server(preload: Sequence[str]) -> Iterator[None]:
         _num_users -= 1
         if _num_users == 0:
             _adopt_orphans(False)
-        if not was_running and _num_users == 0:
-            _stop()
+            if "server" in _has_started:
+                _stop_server()
+            if "tracker" in _has_started:
+                _stop_tracker()
 
 
-def _is_running() -> bool:
-    return getattr(forkserver._forkserver, "_forkserver_pid", None) is not None
+def _start(preload: Sequence[str]) -> set[str]:
+    """Start what does not run yet; returns which of 'tracker' and 'server' that was."""
+    started = set()
+    if getattr(resource_tracker._resource_tracker, "_fd", None) is None:
+        started.add("tracker")
+        # It removes the semaphores of killed workers, but not without complaining.
+        with quiet_output():
+            resource_tracker.ensure_running()
+    if getattr(forkserver._forkserver, "_forkserver_pid", None) is None:
+        started.add("server")
+        forkserver.set_forkserver_preload(list(preload))
+        # It ignores Ctrl-C only after its imports, and would die of one that comes before.
+        previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    return started
 
 
-def _start(preload: Sequence[str]) -> None:
-    forkserver.set_forkserver_preload(list(preload))
-    # The tracker removes the semaphores of killed workers, but not without complaining.
-    with quiet_output():
-        resource_tracker.ensure_running()
-    # The server ignores Ctrl-C only after its imports, and would die of one that comes before.
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+def kill_fork_server() -> None:
+    """End the fork server at once; what waits for an answer of it gets an EOFError."""
+    pid = getattr(forkserver._forkserver, "_forkserver_pid", None)
+    if pid is not None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
-def _stop() -> None:
-    server = forkserver._forkserver
-    pid = getattr(server, "_forkserver_pid", None)
-    stop_server = getattr(server, "_stop", None)
-    stop_tracker = getattr(resource_tracker._resource_tracker, "_stop", None)
-    if pid is None or stop_server is None or stop_tracker is None:
-        return  # another Python, which will end them when it ends
+def _stop_server() -> None:
+    stop = getattr(forkserver._forkserver, "_stop", None)
+    if stop is None:
+        return  # another Python, which will end it when it ends
     # It would end by itself now, but takes a second or more to unload what it has imported.
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
+    kill_fork_server()
     with suppress(ChildProcessError):
-        stop_server()
+        stop()
+
+
+def _stop_tracker() -> None:
+    stop = getattr(resource_tracker._resource_tracker, "_stop", None)
+    if stop is None:
+        return
     # It removes what killed workers have left, and ends. Should it not, we do not wait for it.
-    thread = threading.Thread(target=stop_tracker, daemon=True)
+    thread = threading.Thread(target=stop, daemon=True)
     thread.start()
     thread.join(_TRACKER_GRACE_S)
 

@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from flexbench.core.errors import DeadlineError, WorkerError
-from flexbench.core.fork_server import fork_server
+from flexbench.core.fork_server import fork_server, kill_fork_server
 from flexbench.core.signals import SignalWatch
 
 # How long the processes of a worker get after SIGTERM. What a daemon leaves when it is killed lies
@@ -320,11 +320,16 @@ class Crew:
         log_start = log_path.stat().st_size if log_path.exists() else 0
         worker = Worker(name, log_path, log_start, process, order_writer, report_reader)
         self._workers.append(worker)
+        # The first start waits until the fork server has done its imports; ending that ends it.
+        self._signals.on_stop = kill_fork_server
         try:
+            self._signals.raise_if_stopped()
             process.start()
         except (OSError, EOFError) as error:
             self._signals.raise_if_stopped()
             raise WorkerError(name, f"could not be started: {error!r}") from error
+        finally:
+            self._signals.on_stop = None
         worker.started_at = time.monotonic()
         # Our copies of the worker's ends; only with them closed does its death end the reports.
         order_reader.close()

@@ -20,7 +20,7 @@ from typing import IO, Any
 from flexbench.core.errors import ConfigError, FlexbenchError, InputFileError
 
 RECORD_SCHEMA_VERSION = 1
-LOCK_TIMEOUT_S = 30.0
+LOCK_TIMEOUT_S = 5.0
 _PROBE_BYTES = 64 * 1024
 _LONGEST_RECORD_BYTES = 64 * 2**20
 
@@ -190,11 +190,14 @@ def _locked_for_append(path: Path) -> Iterator[IO[bytes]]:
     import portalocker
 
     try:
-        with portalocker.Lock(path, mode="ab+", timeout=LOCK_TIMEOUT_S) as file:
+        # Unbuffered: what could not be written is not to be tried again when the file is closed.
+        with portalocker.Lock(path, mode="ab+", timeout=LOCK_TIMEOUT_S, buffering=0) as file:
             file.seek(0, os.SEEK_END)
             yield file
+    except portalocker.AlreadyLocked as error:
+        raise OSError(None, f"another process keeps {path} locked") from error
     except portalocker.LockException as error:
-        raise OSError(None, f"another process kept it locked for {LOCK_TIMEOUT_S:.0f} s") from error
+        raise OSError(None, f"{path} cannot be locked: {error}") from error
 
 
 def _write_line(file: IO[bytes], line: str) -> None:
@@ -206,8 +209,9 @@ def _write_line(file: IO[bytes], line: str) -> None:
         if file.read(1) != b"\n":
             data = b"\n" + data
     try:
-        file.write(data)
-        file.flush()
+        remaining = memoryview(data)
+        while remaining:
+            remaining = remaining[file.write(remaining) :]
         os.fsync(file.fileno())
     except OSError:
         os.ftruncate(file.fileno(), size)  # a full disk: leave no half of a line
@@ -222,10 +226,11 @@ def _check_folder(folder: Path, *, create: bool) -> None:
         raise NotADirectoryError(None, "is not a folder", str(existing))
     if create or existing == folder:
         # Trying is the only answer that also knows of read-only mounts, quotas and full disks.
-        with tempfile.TemporaryFile(dir=existing) as probe:
-            probe.write(bytes(_PROBE_BYTES))
-            probe.flush()
-            os.fsync(probe.fileno())
+        with (
+            tempfile.TemporaryDirectory(dir=existing, prefix=".flexbench-") as probe,
+            _locked_for_append(Path(probe) / "probe") as file,
+        ):
+            _write_line(file, "x" * _PROBE_BYTES)
         return
     if not os.access(existing, os.W_OK | os.X_OK):
         raise PermissionError(None, "no permission", str(existing))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any
@@ -27,6 +28,8 @@ class SignalWatch:
     def __init__(self) -> None:
         self.wakeup: Connection
         self.wakeup, self._writer = multiprocessing.Pipe(duplex=False)
+        self.on_stop: Callable[[], None] | None = None
+        """Called when a signal comes, to end what cannot wait for `wakeup` to be readable."""
         self._number: int | None = None
         self._is_reported = False
         self._previous: dict[int, Any] = {}
@@ -34,7 +37,9 @@ class SignalWatch:
     def __enter__(self) -> SignalWatch:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
-                self._previous[number] = signal.signal(number, self._on_signal)
+                # Under nohup, say, SIGHUP is ignored, and is to stay so.
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._previous[number] = signal.signal(number, self._on_signal)
         return self
 
     def __exit__(self, exc_type: type[BaseException] | None, *exc_info: object) -> None:
@@ -49,6 +54,8 @@ class SignalWatch:
         if self._number is None:  # one is enough, and a pipe has an end
             self._number = number
             self._writer.send(number)
+            if self.on_stop is not None:
+                self.on_stop()
 
     def raise_if_stopped(self) -> None:
         """Raise Interrupted if a signal has come."""

@@ -280,6 +280,7 @@ def _warn_of_other_subject(results: ResultsFile, plan: Plan, progress: Progress)
 
 def _configuration(plan: Plan) -> dict[str, Any]:
     config = asdict(plan.config)
+    config["initial_peers"] = list(plan.config.initial_peers)
     config["prefix"] = plan.config.shape.name
     config["output"] = str(plan.config.output)
     config["servers"] = [

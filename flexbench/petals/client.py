@@ -91,7 +91,8 @@ class SwarmClient:
         self._model = _load(config, model.weights_folder, dtype, model.seed).to(self._device)
         # Petals' BLOOM stops at its end-of-sequence token: it would generate less than was asked.
         self._model.generation_config.eos_token_id = None
-        self._model.generation_config.pad_token_id = 0
+        # A random prompt may hold any token. What is padding would be masked, which Petals refuses.
+        self._model.generation_config.pad_token_id = None
         self._failed_attempts = 0
         self._count_failed_attempts()
 

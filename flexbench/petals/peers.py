@@ -69,6 +69,7 @@ class ServerSpec:
 
     blocks: range
     num_threads: int
+    num_handlers: int
     attn_cache_tokens: int
     max_batch_size: int
     inference_max_length: int
@@ -122,7 +123,7 @@ def run_server(channel: WorkerChannel, model: SwarmModel, index: int, spec: Serv
         converted_model_name_or_path=str(folder),
         throughput=1.0,  # only decides the choice of blocks, and ours are fixed
         block_indices=f"{spec.blocks.start}:{spec.blocks.stop}",
-        num_handlers=2,
+        num_handlers=spec.num_handlers,
         attn_cache_tokens=spec.attn_cache_tokens,
         max_batch_size=spec.max_batch_size,
         inference_max_length=spec.inference_max_length,

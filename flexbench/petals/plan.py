@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass
 
-from flexbench.core.environment import may_have_gpu, memory_bytes, num_cpus
+from flexbench.core.environment import may_have_gpu, memory_bytes, num_cpus, num_gpus
 from flexbench.core.errors import ConfigError
 from flexbench.core.folders import temporary_folder
 from flexbench.core.units import format_bytes
@@ -13,6 +13,8 @@ from flexbench.petals.config import PetalsConfig, RunShape
 from flexbench.petals.model import DTYPE_BYTES, split_blocks
 from flexbench.petals.peers import ServerSpec
 
+# Petals' default of 8 handlers, a process each, is meant for a server with a machine of its own.
+_NUM_HANDLERS = 2
 # Petals' own defaults, which are kept where the load does not need more.
 _MIN_ATTN_CACHE_TOKENS = 4096
 _MIN_MAX_BATCH_SIZE = 2048
@@ -66,11 +68,14 @@ def make_plan(config: PetalsConfig) -> Plan:
     # The warm-up generates one token even where the run generates none.
     longest = max(run.sequence_length + max(run.max_tokens, 1) for run in runs)
     tokens_in_flight = config.num_processes * config.batch_size * longest
-    dtype = config.dtype if config.dtype != "auto" else "float32"
+    dtype = config.dtype
+    if dtype == "auto":
+        dtype = "bfloat16" if _computes_on_gpu(config) else "float32"
     servers = [
         ServerSpec(
             blocks=blocks,
             num_threads=max(1, num_cpus() // config.num_servers),
+            num_handlers=_NUM_HANDLERS,
             # Twice what is in flight: a server frees a session's cache a little after its client
             # has begun the next, and a request that waits for cache would be a false figure.
             attn_cache_tokens=max(_MIN_ATTN_CACHE_TOKENS, 2 * tokens_in_flight),
@@ -94,8 +99,17 @@ def check_resources(plan: Plan) -> None:
         _check_space(plan)
 
 
+def _computes_on_gpu(config: PetalsConfig) -> bool:
+    return config.device != "cpu" and may_have_gpu()
+
+
 def _check_device(config: PetalsConfig) -> None:
     if may_have_gpu():
+        number, available = config.device.partition(":")[2], num_gpus()
+        if number and available is not None and int(number) >= available:
+            raise ConfigError(
+                "--device", f"{config.device} is not there; this machine has {available} GPUs"
+            )
         return
     if config.device.startswith("cuda"):
         raise ConfigError("--device", "this machine has no GPU; accepted here: auto, cpu")
@@ -116,12 +130,11 @@ def _check_space(plan: Plan) -> None:
             "--prefix",
             f"the weights of {config.shape.name} take {format_bytes(plan.weights_bytes)}, and "
             f"{folder} has {format_bytes(free_disk)} free; choose a smaller model, or another "
-            "folder by setting TMPDIR",
+            "folder by setting TMPDIR (to a path of at most 45 characters)",
         )
     memory = memory_bytes()
     needed = plan.weights_bytes + config.num_processes * plan.client_bytes
-    on_cpu = config.device == "cpu" or not may_have_gpu()
-    if memory is not None and needed > memory and on_cpu:
+    if memory is not None and needed > memory and not _computes_on_gpu(config):
         raise ConfigError(
             "--prefix",
             f"an embedded swarm of {config.shape.name} and {config.num_processes} clients need "

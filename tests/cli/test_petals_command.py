@@ -77,6 +77,7 @@ def test_what_this_machine_cannot_do_is_refused_but_can_be_planned(
     arguments, message, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("flexbench.petals.plan.may_have_gpu", lambda: False)
+    monkeypatch.setattr("flexbench.petals.plan.memory_bytes", lambda: 2**30)
     output = tmp_path / "petals.tsv"
     result = CliRunner().invoke(app, ["petals", "--output", str(output), *arguments])
     assert result.exit_code == 2
@@ -86,6 +87,15 @@ def test_what_this_machine_cannot_do_is_refused_but_can_be_planned(
     assert result.exit_code == 0
     assert "expected tokens" in result.stdout
     assert message in result.stderr
+
+
+def test_on_a_gpu_the_default_type_is_bfloat16(tmp_path, monkeypatch):
+    monkeypatch.setattr("flexbench.petals.plan.may_have_gpu", lambda: True)
+    monkeypatch.setattr("flexbench.petals.plan.num_gpus", lambda: 2)
+    _, text = invoke(output=tmp_path / "petals.tsv")
+    assert "blocks 0:6, 81.1 MiB of weights" in text
+    _, text = invoke("--device", "cuda:2", output=tmp_path / "petals.tsv")
+    assert "cuda:2 is not there; this machine has 2 GPUs" in text
 
 
 @pytest.mark.parametrize("output", [".", "/", ""])

@@ -82,13 +82,14 @@ class Command:
     def wait_for(self, probe: Callable[[], Any], what: str, timeout_s: float) -> Any:
         expires_at = time.monotonic() + timeout_s
         while time.monotonic() < expires_at:
+            has_ended = self.process.poll() is not None  # first: it may say something and end
             try:
                 found = probe()
             except (psutil.NoSuchProcess, ProcessLookupError):
                 found = None
             if found:
                 return found
-            assert self.process.poll() is None, f"ended before {what}: {self.stderr}"
+            assert not has_ended, f"ended before {what}: {self.stderr}"
             time.sleep(0.02)
         raise AssertionError(f"no {what} within {timeout_s} s; standard error: {self.stderr}")
 

@@ -99,11 +99,9 @@ def test_a_killed_server_is_reported_with_its_last_log_lines(flexbench):
     command = flexbench("petals", "--sequence-length", 512, "--max-tokens", 500)
     command.wait_for_text("rounds ...")
     command.worker("server 1").kill()
-    killed_at = time.monotonic()
+    command.wait_for_text("server 1 was killed by SIGKILL", timeout_s=5)
 
     assert command.finish(10) == 1
-    assert time.monotonic() - killed_at < 10
-    assert "server 1 was killed by SIGKILL" in command.stderr
     assert "rpc_inference" in command.stderr  # from the server's own log
     assert "Full log: " in command.stderr
     assert not (command.folder / "results/petals.tsv").exists()
@@ -118,8 +116,9 @@ def test_a_killed_daemon_of_a_server_is_reported(flexbench):
     daemon = next(p for p in server.children(recursive=True) if p.name().startswith("p2pd"))
     daemon.kill()
 
-    assert command.finish(15) == 1
-    assert "Error: " in command.stderr
+    assert command.finish(20) == 1
+    # The server notices it, or a client whose request it takes down; whoever is first.
+    assert "Error: server 0 " in command.stderr or "Error: client 0 failed" in command.stderr
     command.assert_nothing_left()
 
 
@@ -131,9 +130,7 @@ def test_rows_of_earlier_runs_are_kept_when_a_client_is_killed(flexbench):
     victim = command.worker("client 1")
     time.sleep(0.5)
     victim.kill()
-    killed_at = time.monotonic()
     command.wait_for_text("client 1 was killed by SIGKILL", timeout_s=5)
-    assert time.monotonic() - killed_at < 5
 
     assert command.finish(10) == 1
     lines = (command.folder / "results/petals.tsv").read_text().splitlines()

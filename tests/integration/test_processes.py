@@ -109,8 +109,8 @@ def test_ending_takes_what_a_worker_has_started_with_it(crew):
     _, message = crew.next_message(deadline())
     started_at = time.monotonic()
     crew.end([worker])
-    assert time.monotonic() - started_at < 3
-    assert_gone(*message.payload, within_s=0.5)
+    assert time.monotonic() - started_at < 5
+    assert_gone(*message.payload)
 
 
 def test_children_of_a_worker_that_was_killed_are_ended_too(crew):
@@ -120,7 +120,10 @@ def test_children_of_a_worker_that_was_killed_are_ended_too(crew):
     with pytest.raises(WorkerError, match="killed by SIGKILL"):
         crew.next_message(deadline())
     crew.end([worker])
-    assert_gone(*message.payload, within_s=0.5)
+    assert_gone(*message.payload)
+    # Not even a zombie: its orphans became ours, and we have collected them.
+    with pytest.raises(ProcessLookupError):
+        os.killpg(worker.process.pid, 0)
 
 
 def test_a_deadline_says_what_was_waited_for(crew):
@@ -168,24 +171,62 @@ def test_a_second_signal_does_not_disturb_the_ending(crew):
         crew.next_message(deadline())
     threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
     crew.end([worker])
-    assert_gone(*message.payload, within_s=0.5)
+    assert_gone(*message.payload)
 
 
 def test_no_process_of_ours_is_left_behind(tmp_path):
-    before = {process.pid for process in psutil.Process().children(recursive=True)}
+    before = children()
     with (
         SignalWatch() as signals,
         Crew(log_folder=tmp_path, scratch_folder=tmp_path, signals=signals) as crew,
     ):
         crew.start("worker", workers.wait_for_ever)
         crew.next_message(deadline())
-    after = {process.pid for process in psutil.Process().children(recursive=True)}
-    assert after <= before
+    expires_at = time.monotonic() + 5
+    while (left := children() - before) and time.monotonic() < expires_at:
+        time.sleep(0.05)
+    assert left == set()
+
+
+def children() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+def test_shared_memory_of_the_caller_survives_a_crew(tmp_path):
+    """The resource tracker would remove it, if a crew ended one that it has not started."""
+    code = (
+        "import sys\n"
+        "from multiprocessing.shared_memory import SharedMemory\n"
+        "from pathlib import Path\n"
+        "from flexbench.core.processes import Crew\n"
+        "from flexbench.core.signals import SignalWatch\n"
+        "memory = SharedMemory(create=True, size=8)\n"
+        "folder = Path(sys.argv[1])\n"
+        "with SignalWatch() as signals, Crew(log_folder=folder, scratch_folder=folder,\n"
+        "        signals=signals):\n"
+        "    pass\n"
+        "SharedMemory(memory.name).close()\n"
+        "memory.close()\n"
+        "memory.unlink()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=30
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_an_ignored_signal_stays_ignored():
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
+    try:
+        with SignalWatch():
+            os.kill(os.getpid(), signal.SIGHUP)
+    finally:
+        signal.signal(signal.SIGHUP, previous)
 
 
 def test_ctrl_c_in_a_terminal_reaches_the_fork_server_too(tmp_path, temporary_folder):
     """The whole foreground group gets it, also while the fork server is still importing."""
-    (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(3)\n")
+    (tmp_path / "slow_module.py").write_text("import time\ntime.sleep(30)\n")
     script = tmp_path / "parent.py"
     script.write_text(
         "from pathlib import Path\n"
@@ -216,7 +257,7 @@ def test_ctrl_c_in_a_terminal_reaches_the_fork_server_too(tmp_path, temporary_fo
         assert parent.stdout.readline() == "starting\n"
         time.sleep(0.5)
         os.killpg(parent.pid, signal.SIGINT)
-        output, errors = parent.communicate(timeout=15)
+        output, errors = parent.communicate(timeout=10)
     assert output == "Stopped by Ctrl-C.\n"
     assert errors == ""
     assert parent.returncode == 0

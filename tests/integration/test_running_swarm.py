@@ -187,11 +187,9 @@ def test_blocks_that_nobody_serves_are_named(flexbench, swarm):
 
 def test_peers_that_cannot_be_reached_are_named(flexbench):
     peer = f"/ip4/127.0.0.1/tcp/9/p2p/{PEER_ID}"
-    started_at = time.monotonic()
-    command = flexbench("petals", "--initial-peers", peer, "--connect-timeout", 20)
-    assert command.finish(25) == 1
-    assert time.monotonic() - started_at < 25
-    assert peer in command.stderr
+    command = flexbench("petals", "--initial-peers", peer, "--connect-timeout", 40)
+    assert command.finish(60) == 1
+    assert f"the swarm cannot be reached through {peer}" in command.stderr
     assert not (command.folder / "results/petals.tsv").exists()
     command.assert_nothing_left()
 
@@ -202,9 +200,10 @@ def test_the_deadline_for_connecting_holds(flexbench):
         peer = f"/ip4/127.0.0.1/tcp/{port}/p2p/{PEER_ID}"
         started_at = time.monotonic()
         command = flexbench("petals", "--initial-peers", peer, "--connect-timeout", 8)
-        assert command.finish(15) == 1
-        assert time.monotonic() - started_at < 10
-    assert peer in command.stderr
+        assert command.finish(60) == 1
+        # 8 s, and what it takes to end the processes on a slow machine; p2pd itself gives up later.
+        assert time.monotonic() - started_at < 14
+    assert f"no answer from {peer} within 8 s (--connect-timeout)" in command.stderr
     command.assert_nothing_left()
 
 
@@ -212,9 +211,7 @@ def test_a_client_that_is_killed_before_its_warm_up(flexbench, swarm):
     command = flexbench(*arguments(swarm, "--num-processes", 2))
     victim = command.worker("client 0")
     victim.send_signal(signal.SIGKILL)
-    killed_at = time.monotonic()
     command.wait_for_text("client 0 was killed by SIGKILL", timeout_s=5)
-    assert time.monotonic() - killed_at < 5
     assert command.finish(10) == 1
     assert "Full log: " in command.stderr
     assert not (command.folder / "results/petals.tsv").exists()

@@ -89,6 +89,8 @@ def generate_with_the_swarm_and_alone(
 
     client = SwarmClient(model, process_index=0)
     prompts = client.prompts(2, 2, sequence_length)
+    for token in range(4):  # the special tokens of BLOOM: unknown, begin, end, padding
+        prompts[0][0, token] = token
     swarm = [client.generate(prompt, max_tokens)[0].tolist() for prompt in prompts]
 
     config = client._model.config
@@ -106,7 +108,7 @@ def generate_with_the_swarm_and_alone(
                 max_new_tokens=max_tokens,
                 do_sample=False,
                 eos_token_id=None,
-                pad_token_id=0,
+                pad_token_id=None,
             ).tolist()
             for prompt in prompts
         ]

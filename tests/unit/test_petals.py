@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexbench.core.errors import ConfigError
+from flexbench.core.progress import Silence
+from flexbench.core.results import ResultsFile
 from flexbench.models.shapes import OPT_SHAPES, opt_shape
-from flexbench.petals import _patch_bloom_config
+from flexbench.petals import _patch_bloom_config, bench
 from flexbench.petals.client import RequestLatency, RequestTrace
 from flexbench.petals.config import PetalsConfig, RunShape
 from flexbench.petals.measurement import Load, Measurement
@@ -197,6 +199,31 @@ def test_small_loads_keep_the_defaults_of_petals():
     config = PetalsConfig(sequence_lengths=(8,), max_tokens=(0,))
     server = make_plan(config).servers[0]
     assert (server.attn_cache_tokens, server.max_batch_size) == (4096, 2048)
+
+
+class Notes(Silence):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.texts.append(text)
+
+
+def test_appending_to_the_results_of_another_model_is_noted(tmp_path):
+    results = ResultsFile(tmp_path / "petals.tsv")
+    here = {"output": results.path}
+    first = make_plan(PetalsConfig(**here))
+    results.append(None, {"configuration": bench._configuration(first)})
+    notes = Notes()
+    # Another load is another line of a report; another model is not.
+    bench._warn_of_other_subject(
+        results, make_plan(PetalsConfig(num_processes=4, seed=1, **here)), notes
+    )
+    assert notes.texts == []
+    other = PetalsConfig(prefix="opt-350m", num_servers=3, **here)
+    bench._warn_of_other_subject(results, make_plan(other), notes)
+    assert len(notes.texts) == 1
+    assert "another prefix, num_servers, which a report cannot tell" in notes.texts[0]
 
 
 def test_errors_name_the_option():

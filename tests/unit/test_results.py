@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import portalocker
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -167,6 +168,41 @@ def test_a_full_disk_is_found_before_measuring_and_tears_no_line(tmp_path, monke
         results.append(ROW, {})
     assert results.path.read_bytes() == before
     assert results.records_path.read_text() == "{}\n"
+
+
+def test_half_a_line_is_taken_back_when_the_disk_is_full(tmp_path):
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from flexbench.core.errors import FlexbenchError\n"
+        "from flexbench.core.results import ResultRow, ResultsFile\n"
+        "results = ResultsFile(Path(sys.argv[1]))\n"
+        "row = ResultRow(batch_size=1, num_micro_batches=1, num_processes=1, sequence_length=1,\n"
+        "    max_tokens=1, throughput=1.23456789, mean_latency=1.23456789)\n"
+        "results.append(row, {})\n"
+        "limit = results.path.stat().st_size + 15\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+        "try:\n"
+        "    results.append(row, {})\n"
+        "except FlexbenchError as error:\n"
+        "    sys.exit(str(error))\n"
+    )
+    path = tmp_path / "petals.tsv"
+    done = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "could not be written: File too large" in done.stderr
+    assert len(path.read_text().splitlines()) == 2
+    assert path.read_text().endswith("\n")
+
+
+def test_a_file_that_somebody_keeps_locked_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("flexbench.core.results.LOCK_TIMEOUT_S", 0.2)
+    results = ResultsFile(tmp_path / "petals.tsv")
+    with (
+        portalocker.Lock(results.records_path, "a"),
+        pytest.raises(FlexbenchError, match=r"petals\.jsonl locked"),
+    ):
+        results.append(ROW, {})
 
 
 def test_a_record_that_is_not_json_is_never_written(tmp_path):
