@@ -122,12 +122,13 @@ class Command:
 
 @pytest.fixture
 def temporary_folder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The system's folder for temporary files, for the time of a test.
+    """Where flexbench, and all processes that a test starts, put temporary files.
 
-    Its path is short, unlike that of tmp_path: Unix sockets are made in there.
+    Its path is short, unlike that of tmp_path: Unix sockets are made in there. The test's own
+    process keeps its folder, in which multiprocessing has files until the end.
     """
     with tempfile.TemporaryDirectory(prefix="fbt-") as folder:
-        monkeypatch.setattr(tempfile, "tempdir", folder)
+        monkeypatch.setattr("flexbench.core.folders.temporary_folder", lambda: folder)
         monkeypatch.setenv("TMPDIR", folder)
         yield Path(folder)
 

@@ -101,15 +101,10 @@ def generate_with_the_swarm_and_alone(
     missing, unexpected = local.transformer.load_state_dict(weights, strict=False)
     assert (missing, unexpected) == ([], [])
     local.tie_weights()
+    local.generation_config.eos_token_id = None
     with torch.inference_mode():
         alone = [
-            local.generate(
-                prompt,
-                max_new_tokens=max_tokens,
-                do_sample=False,
-                eos_token_id=None,
-                pad_token_id=None,
-            ).tolist()
+            local.generate(prompt, max_new_tokens=max_tokens, do_sample=False).tolist()
             for prompt in prompts
         ]
     channel.queue.put((swarm, alone))
