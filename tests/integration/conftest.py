@@ -16,13 +16,14 @@ from typing import Any
 import psutil
 import pytest
 
+FLEXBENCH = (sys.executable, "-m", "flexbench")
 _MARK = "FLEXBENCH_TEST_MARK"
 
 
 class Command:
     """A running `flexbench` command, and the processes that belong to it."""
 
-    def __init__(self, arguments: list[str], folder: Path, temporary: Path) -> None:
+    def __init__(self, program: list[str], folder: Path, temporary: Path) -> None:
         self.mark = uuid.uuid4().hex
         self.folder = folder
         self.temporary = temporary
@@ -30,7 +31,7 @@ class Command:
         self._stderr = folder / "stderr"
         with self._stdout.open("w") as stdout, self._stderr.open("w") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "flexbench", *arguments],
+                program,
                 cwd=folder,
                 env={**os.environ, _MARK: self.mark, "TMPDIR": str(self.temporary)},
                 stdin=subprocess.DEVNULL,
@@ -138,8 +139,8 @@ def flexbench(tmp_path: Path, temporary_folder: Path) -> Iterator[Callable[..., 
     """Starts `flexbench` with arguments in a folder of its own."""
     commands: list[Command] = []
 
-    def start(*arguments: object) -> Command:
-        command = Command(list(map(str, arguments)), tmp_path, temporary_folder)
+    def start(*arguments: object, program: tuple[object, ...] = FLEXBENCH) -> Command:
+        command = Command(list(map(str, (*program, *arguments))), tmp_path, temporary_folder)
         commands.append(command)
         return command
 

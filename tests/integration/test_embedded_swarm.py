@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import time
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 
 pytestmark = pytest.mark.swarm
 
-ROOT = Path(__file__).parents[2]
+BENCH = Path(__file__).parents[2] / "scripts" / "bench"
 
 
 def test_four_clients_and_two_servers_give_the_rows_expected(flexbench):
@@ -79,20 +78,28 @@ def assert_every_request_crossed_both_servers(record):
             assert request["failed_attempts"] == 0
 
 
-def test_the_script_for_newcomers_prints_a_report(tmp_path, temporary_folder):
+def test_the_script_for_newcomers_reports_what_it_measured_and_nothing_else(flexbench, tmp_path):
     output = tmp_path / "petals.tsv"
-    done = subprocess.run(
-        [ROOT / "scripts/bench", "--output", output, "--sequence-length", "8", "--max-tokens", "1"],
-        capture_output=True,
-        text=True,
-        timeout=150,
+    output.write_text("1\t1\t4\t8\t1\t999.0\t1.0\n")  # an earlier run
+    command = flexbench(
+        "--output", output, "--sequence-length", 8, "--max-tokens", 1, program=(BENCH,)
     )
-    assert done.returncode == 0, done.stderr
+    assert command.finish(150) == 0, command.stderr
     row = output.read_text().splitlines()[1].split("\t")
     assert row[:5] == ["1", "1", "4", "8", "1"]
-    table = done.stdout.splitlines()
-    assert ["1", "1", "4", "8", "1"] in [line.split()[:5] for line in table]
-    assert "runs" in done.stdout
+    table = [line.split() for line in command.stdout.splitlines()]
+    assert ["1", "1", "4", "8", "1"] in [line[:5] for line in table]
+    assert "999" not in command.stdout
+    command.assert_nothing_left()
+
+
+def test_the_script_for_newcomers_ends_everything_when_it_is_ended(flexbench, tmp_path):
+    command = flexbench("--output", tmp_path / "petals.tsv", program=(BENCH,))
+    command.wait_for_text("Starting a swarm")
+    command.process.send_signal(signal.SIGTERM)
+    assert command.finish(10) == 143
+    assert "Stopped by SIGTERM" in command.stderr
+    command.assert_nothing_left()
 
 
 def test_a_killed_server_is_reported_with_its_last_log_lines(flexbench):
