@@ -32,6 +32,7 @@ _LOOPBACK_NETWORK = {
     "nat_port_map": False,
     "use_relay": False,
     "use_auto_relay": False,
+    "startup_timeout": 60.0,  # p2pd's 15 s are little where many processes start at once
 }
 _HEALTH_CHECK_INTERVAL_S = 0.5
 

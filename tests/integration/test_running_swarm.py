@@ -121,12 +121,12 @@ def test_run_bench_reports_a_failed_client_and_writes_no_row(model, tmp_path, te
     assert json.loads((tmp_path / "rows.jsonl").read_text())["status"] == "failed"
 
 
-def test_client_process_keeps_the_contract_of_the_original(swarm, tmp_path, temporary_folder):
+def test_the_functions_keep_the_contract_of_the_original(swarm, tmp_path, temporary_folder):
     """With multiprocessing's own events and queue, and Petals' own configuration."""
     script = tmp_path / "original.py"
     script.write_text(
-        "import json, multiprocessing, sys\n"
-        "from flexbench.petals import client_process\n"
+        "import argparse, json, multiprocessing, sys\n"
+        "from flexbench.petals import client_process, run_bench\n"
         "if __name__ == '__main__':\n"
         "    from flexbench.petals.runtime import DistributedBloomConfig\n"
         "    from flexbench.petals.model import _patch_bloom_config\n"
@@ -144,17 +144,21 @@ def test_client_process_keeps_the_contract_of_the_original(swarm, tmp_path, temp
         "    start.set()\n"
         "    latencies = [queue.get(timeout=60) for _ in range(2)]\n"
         "    process.join(30)\n"
-        "    print(json.dumps([process.exitcode, *latencies]))\n"
+        "    args = argparse.Namespace(\n"
+        "        batch_size=1, num_micro_batches=1, num_processes=2, output=sys.argv[2])\n"
+        "    row = run_bench(args, 8, 2, config)\n"
+        "    print(json.dumps([process.exitcode, row.num_processes, *latencies]))\n"
     )
     done = subprocess.run(
-        [sys.executable, script, json.dumps(swarm["initial_peers"])],
+        [sys.executable, script, json.dumps(swarm["initial_peers"]), tmp_path / "rows.tsv"],
         stdout=subprocess.PIPE,
         text=True,
         timeout=120,
         check=True,
     )
-    exit_code, *latencies = json.loads(done.stdout)
-    assert exit_code == 0
+    exit_code, num_processes, *latencies = json.loads(done.stdout)
+    assert (exit_code, num_processes) == (0, 2)
+    assert len((tmp_path / "rows.tsv").read_text().splitlines()) == 2
     assert len(latencies) == 2
     assert all(0 < latency < 60 for latency in latencies)
 
