@@ -218,8 +218,10 @@ def test_shared_memory_of_the_caller_survives_a_crew(tmp_path):
 def test_an_ignored_signal_stays_ignored():
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as under nohup
     try:
-        with SignalWatch():
+        with SignalWatch() as watch:
             os.kill(os.getpid(), signal.SIGHUP)
+            watch.raise_if_stopped()
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, previous)
 
