@@ -6,7 +6,6 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -63,7 +62,7 @@ def run_bench(
     )
     results = ResultsFile(Path(args.output))
     results.check()
-    model = _as_model(config_bloom)
+    model = SwarmModel.of(config_bloom)
     with open_crew() as crew:
         view = look_at_swarm(crew, model, timeout_s=model.connect_timeout_s)
         return _measure_and_save(
@@ -75,13 +74,6 @@ def run_bench(
             limits=TimeLimits(),
             progress=Silence(),
         )
-
-
-def _as_model(config_bloom: Any) -> SwarmModel:
-    if isinstance(config_bloom, SwarmModel):
-        return config_bloom
-    import_module("flexbench.petals.runtime")  # teaches the configuration how to travel
-    return SwarmModel.from_bloom_config(config_bloom)
 
 
 def run_benchmark(

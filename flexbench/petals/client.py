@@ -83,7 +83,10 @@ class SwarmClient:
         import torch
 
         torch.set_num_threads(1)
-        model, config = _resolve(config_bloom)
+        model = SwarmModel.of(config_bloom)
+        config = model.to_bloom_config() if model is config_bloom else config_bloom
+        if config.max_retries is None:  # Petals' default; it would wait for a lost server for ever
+            config.max_retries = DEFAULT_MAX_RETRIES
         self._device = resolve_device(model.device, process_index)
         self._vocab_size = model.shape.vocab_size
         self._seed = model.seed * 1_000_003 + process_index
@@ -216,14 +219,6 @@ def run_client(
         process_index,
         channel.queue,
     )
-
-
-def _resolve(config_bloom: Any) -> tuple[SwarmModel, Any]:
-    if isinstance(config_bloom, SwarmModel):
-        return config_bloom, config_bloom.to_bloom_config()
-    if config_bloom.max_retries is None:  # Petals' default; a lost server would be waited for ever
-        config_bloom.max_retries = DEFAULT_MAX_RETRIES
-    return SwarmModel.from_bloom_config(config_bloom), config_bloom
 
 
 def _load(config: Any, weights_folder: str | None, dtype: torch.dtype, seed: int) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
 
 from flexbench.core.errors import ConfigError
@@ -79,11 +80,14 @@ class SwarmModel:
     max_retries: int = DEFAULT_MAX_RETRIES
 
     @classmethod
-    def from_bloom_config(cls, config: Any) -> SwarmModel:
-        """The same facts, read from a DistributedBloomConfig that somebody else has made.
+    def of(cls, config: Any) -> SwarmModel:
+        """A SwarmModel as it is, or the same facts read from Petals' DistributedBloomConfig.
 
         The embeddings are loaded where the configuration names a local folder.
         """
+        if isinstance(config, SwarmModel):
+            return config
+        import_module("flexbench.petals.runtime")  # teaches the configuration how to travel
         folder = config.name_or_path
         return cls(
             shape=ModelShape(
