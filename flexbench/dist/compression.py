@@ -1,0 +1,63 @@
+"""Group-wise 4-bit quantization (FlexGen, arXiv 2303.06865, section 5).
+
+The last dimension is cut into groups. A group keeps its smallest value and its range, and each
+element as one of 16 levels between: x ~ min + level * range / 15. One row of n elements becomes
+ceil(n / group_size) * group_size / 2 bytes of levels and two numbers a group.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from flexbench.dist.policy import CompressionConfig
+
+_LEVELS = 15  # the highest of 4 bits
+
+
+def num_groups(width: int, config: CompressionConfig) -> int:
+    """Groups of a row of `width` elements; the last one may be filled up."""
+    return -(-width // config.group_size)
+
+
+def packed_bytes(width: int, config: CompressionConfig) -> int:
+    """Bytes of the levels of a row of `width` elements."""
+    return num_groups(width, config) * config.group_size // 2
+
+
+def record_bytes(width: int, config: CompressionConfig, dtype: torch.dtype) -> int:
+    """Bytes of a row of `width` elements: its levels, then its groups' minima and ranges."""
+    return packed_bytes(width, config) + num_groups(width, config) * 2 * int(dtype.itemsize)
+
+
+def compress(x: torch.Tensor, config: CompressionConfig) -> torch.Tensor:
+    """Quantize along the last dimension: (..., n) to uint8 (..., record_bytes(n))."""
+    width = x.shape[-1]
+    groups = num_groups(width, config)
+    filled = groups * config.group_size
+    if filled > width:
+        # With copies of the last element, which change neither minimum nor range.
+        x = torch.cat([x, x[..., -1:].expand(*x.shape[:-1], filled - width)], dim=-1)
+    grouped = x.reshape(*x.shape[:-1], groups, config.group_size)
+    minimum = grouped.amin(dim=-1, keepdim=True)
+    spread = grouped.amax(dim=-1, keepdim=True) - minimum
+    # In float32: levels computed in a half type would be off where the range is large.
+    scale = _LEVELS / spread.float().clamp(min=torch.finfo(torch.float32).tiny)
+    levels = ((grouped.float() - minimum.float()) * scale).round_().clamp_(0, _LEVELS)
+    levels = levels.to(torch.uint8).reshape(*x.shape[:-1], filled)
+    packed = levels[..., 0::2] | (levels[..., 1::2] << 4)
+    bounds = torch.cat([minimum, spread], dim=-1).flatten(-2).contiguous()
+    return torch.cat([packed, bounds.view(torch.uint8)], dim=-1)
+
+
+def decompress(
+    records: torch.Tensor, width: int, config: CompressionConfig, dtype: torch.dtype
+) -> torch.Tensor:
+    """What `compress` was given, up to half a level: (..., record_bytes(n)) to (..., n)."""
+    groups = num_groups(width, config)
+    packed, bounds = records.split([packed_bytes(width, config), groups * 2 * dtype.itemsize], -1)
+    bounds = bounds.contiguous().view(dtype).reshape(*records.shape[:-1], groups, 2)
+    minimum, spread = bounds[..., :1], bounds[..., 1:]
+    levels = torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(-2)
+    grouped = levels.reshape(*records.shape[:-1], groups, config.group_size).to(dtype)
+    x = grouped * (spread / _LEVELS) + minimum
+    return x.flatten(-2)[..., :width]

@@ -1,0 +1,263 @@
+"""The homes of tensors: gpu, cpu and disk, and all three together. Only here do devices differ.
+
+A home allocates *parts*. A part is an array of rows that can be written and read in runs of rows,
+which lie one after the other in memory or in a file.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from flexbench.core.errors import ConfigError, RunError
+
+
+class Part(Protocol):
+    """Rows of a tensor in one home."""
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+
+    def write(self, start: int, rows: torch.Tensor) -> None:
+        """Put `rows`, of any device, in place of the rows from `start` on."""
+
+    def read(self, start: int, out: torch.Tensor) -> None:
+        """Copy rows from `start` on into `out`, which is contiguous and of any device."""
+
+    def close(self) -> None:
+        """Give the space back."""
+
+
+class Ledger:
+    """How many bytes a home has given away, now and at most."""
+
+    def __init__(self) -> None:
+        self.allocated_bytes = 0
+        self.peak_bytes = 0
+
+    def take(self, num_bytes: int) -> None:
+        """Note an allocation; a negative number gives back."""
+        self.allocated_bytes += num_bytes
+        self.peak_bytes = max(self.peak_bytes, self.allocated_bytes)
+
+
+class MemoryPart:
+    """Rows in the memory of a device; `tensor` has them in place."""
+
+    def __init__(self, tensor: torch.Tensor, ledger: Ledger) -> None:
+        self.tensor = tensor
+        self._ledger = ledger
+        ledger.take(tensor.nbytes)
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        return len(self.tensor)
+
+    def write(self, start: int, rows: torch.Tensor) -> None:
+        """Copy `rows` into the memory."""
+        self.tensor[start : start + len(rows)].copy_(rows, non_blocking=True)
+
+    def read(self, start: int, out: torch.Tensor) -> None:
+        """Copy rows out of the memory."""
+        out.copy_(self.tensor[start : start + len(out)], non_blocking=True)
+
+    def close(self) -> None:
+        """Let go of the memory."""
+        self._ledger.take(-self.tensor.nbytes)
+        self.tensor = self.tensor[:0].clone()
+
+
+class DiskPart:
+    """Rows in a file that has no name: it is gone when the process is, however that ends."""
+
+    def __init__(
+        self, file_descriptor: int, shape: Sequence[int], dtype: torch.dtype, ledger: Ledger
+    ) -> None:
+        self._file = file_descriptor
+        self._ledger = ledger
+        self._shape = tuple(shape)
+        self._dtype = dtype
+        self._row_bytes = prod(self._shape[1:]) * dtype.itemsize
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        return self._shape[0]
+
+    def write(self, start: int, rows: torch.Tensor) -> None:
+        """Write `rows` to the file. Raises RunError when the disk refuses."""
+        data = _bytes_of(rows.to("cpu", self._dtype).contiguous())
+        offset = start * self._row_bytes
+        try:
+            while data:
+                written = os.pwrite(self._file, data, offset)
+                data, offset = data[written:], offset + written
+        except OSError as error:
+            raise RunError(f"cannot write to the offload folder: {error.strerror}") from error
+
+    def read(self, start: int, out: torch.Tensor) -> None:
+        """Read rows from the file. Raises RunError when the disk refuses."""
+        # A GPU gets them through host memory.
+        target = out if out.device.type == "cpu" else torch.empty_like(out, device="cpu")
+        data = _bytes_of(target)
+        offset = start * self._row_bytes
+        try:
+            while data:
+                count = os.preadv(self._file, [data], offset)
+                if count == 0:
+                    raise OSError(None, "the file has become shorter")
+                data, offset = data[count:], offset + count
+        except OSError as error:
+            raise RunError(f"cannot read from the offload folder: {error.strerror}") from error
+        if target is not out:
+            out.copy_(target)
+
+    def close(self) -> None:
+        """Let go of the file, and so of its space."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._ledger.take(-self._shape[0] * self._row_bytes)
+            self._file = -1
+
+    def __del__(self) -> None:
+        self.close()
+
+
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor."""
+    return memoryview(tensor.flatten().view(torch.uint8).numpy())
+
+
+class TorchDevice:
+    """The memory of a device: 'cuda:0', say, or 'cpu'."""
+
+    def __init__(self, name: str | torch.device) -> None:
+        self.device = torch.device(name)
+        self.ledger = Ledger()
+
+    def allocate(
+        self, shape: Sequence[int], dtype: torch.dtype, *, pin: bool = False
+    ) -> MemoryPart:
+        """Rows of any content. `pin` locks host memory to its place, for CUDA to copy faster."""
+        can_pin = pin and self.device.type == "cpu" and torch.cuda.is_available()
+        tensor = torch.empty(tuple(shape), dtype=dtype, device=self.device, pin_memory=can_pin)
+        return MemoryPart(tensor, self.ledger)
+
+
+class TorchDisk:
+    """Files in a folder, which is made if it is missing.
+
+    Raises ConfigError for a folder that cannot be made or written.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self.folder = Path(folder).expanduser()
+        self.ledger = Ledger()
+
+    def check(self) -> None:
+        """Find out whether a file can be made. Raises ConfigError naming --offload-dir."""
+        os.close(self._new_file())
+
+    def allocate(
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        *,
+        pin: bool = False,  # noqa: ARG002
+    ) -> DiskPart:
+        """Rows of zeros. The disk reserves the space now; raises RunError if it cannot."""
+        num_bytes = prod(shape) * dtype.itemsize
+        file = self._new_file()
+        try:
+            if num_bytes:
+                os.posix_fallocate(file, 0, num_bytes)
+        except OSError as error:
+            os.close(file)
+            raise RunError(
+                f"--offload-dir: {self.folder} has no room for {num_bytes} bytes: {error.strerror}"
+            ) from error
+        self.ledger.take(num_bytes)
+        return DiskPart(file, shape, dtype, self.ledger)
+
+    def _new_file(self) -> int:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder, buffering=0) as file:
+                return os.dup(file.fileno())
+        except OSError as error:
+            raise ConfigError(
+                "--offload-dir", f"cannot write to {self.folder}: {error.strerror or error}"
+            ) from error
+
+
+@dataclass
+class Parts:
+    """A tensor's rows at the homes that have any, in the order gpu, cpu, disk."""
+
+    gpu: MemoryPart | None = None
+    cpu: MemoryPart | None = None
+    disk: DiskPart | None = None
+
+    @property
+    def homes(self) -> tuple[Part | None, Part | None, Part | None]:
+        """The parts of gpu, cpu and disk."""
+        return self.gpu, self.cpu, self.disk
+
+    def close(self) -> None:
+        """Give all space back."""
+        for part in self.homes:
+            if part is not None:
+                part.close()
+
+
+Shape = Sequence[int]
+
+
+class TorchMixedDevice:
+    """Three homes that share a tensor."""
+
+    def __init__(self, homes: tuple[TorchDevice, TorchDevice, TorchDisk]) -> None:
+        self._gpu, self._cpu, self._disk = homes
+
+    def allocate(
+        self, shapes: tuple[Shape, Shape, Shape], dtype: torch.dtype, *, pin: bool = False
+    ) -> Parts:
+        """Rows at gpu, cpu and disk; a home with an empty shape gets no part."""
+        gpu, cpu, disk = shapes
+        return Parts(
+            gpu=self._gpu.allocate(gpu, dtype) if prod(gpu) else None,
+            cpu=self._cpu.allocate(cpu, dtype, pin=pin) if prod(cpu) else None,
+            disk=self._disk.allocate(disk, dtype) if prod(disk) else None,
+        )
+
+
+@dataclass
+class ExecutionEnv:
+    """The homes of a run. Without CUDA, the 'gpu' is the CPU, and all else stays as it is."""
+
+    gpu: TorchDevice
+    cpu: TorchDevice
+    disk: TorchDisk
+    mixed: TorchMixedDevice
+
+    @classmethod
+    def create(cls, offload_dir: str | os.PathLike[str], *, local_rank: int = 0) -> ExecutionEnv:
+        """The homes of this machine; `local_rank` chooses among several GPUs."""
+        has_gpu = torch.cuda.is_available()
+        name = f"cuda:{local_rank % torch.cuda.device_count()}" if has_gpu else "cpu"
+        gpu, cpu, disk = TorchDevice(name), TorchDevice("cpu"), TorchDisk(offload_dir)
+        return cls(gpu=gpu, cpu=cpu, disk=disk, mixed=TorchMixedDevice((gpu, cpu, disk)))
+
+    @property
+    def has_gpu(self) -> bool:
+        """Whether the 'gpu' is one."""
+        return bool(self.gpu.device.type == "cuda")

@@ -1,0 +1,137 @@
+"""Loads and stores beside the computing: one thread a lane, and one CUDA stream where there is one.
+
+What is submitted to a lane is done in order. A ticket's `wait` returns when it is done, and raises
+what it raised.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from queue import SimpleQueue
+from typing import Any, Protocol
+
+import torch
+
+
+class Ticket:
+    """Something that a lane has to do."""
+
+    def __init__(self) -> None:
+        self._is_done = threading.Event()
+        self._error: BaseException | None = None
+
+    def wait(self) -> None:
+        """Return when it is done; raise what it raised."""
+        self._is_done.wait()
+        if self._error is not None:
+            raise self._error
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Let `wait` return, or raise."""
+        self._error = error
+        self._is_done.set()
+
+
+_DONE = Ticket()
+_DONE.finish()
+
+
+class Lane(Protocol):
+    """Does things in the order in which they are submitted."""
+
+    busy_s: float
+    """Time spent on them so far."""
+
+    def submit(self, work: Callable[[], None]) -> Ticket:
+        """Do `work` after all that was submitted before."""
+
+    def close(self) -> None:
+        """End; what has not begun is dropped."""
+
+
+class InlineLane:
+    """Does everything at once, in the caller's thread: no overlap."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.busy_s = 0.0
+
+    def submit(self, work: Callable[[], None]) -> Ticket:
+        """Do `work` now."""
+        started_at = time.perf_counter()
+        work()
+        synchronize(self._device)
+        self.busy_s += time.perf_counter() - started_at
+        return _DONE
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class ThreadLane:
+    """Does everything in a thread of its own."""
+
+    def __init__(self, name: str, device: torch.device) -> None:
+        self.busy_s = 0.0
+        self._device = device
+        self._is_closed = False
+        self._queue: SimpleQueue[tuple[Callable[[], None], Ticket, Any] | None] = SimpleQueue()
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        # A daemon: a process that fails is not to be kept alive by its copies.
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def submit(self, work: Callable[[], None]) -> Ticket:
+        """Do `work` in the lane's thread."""
+        ticket = Ticket()
+        computed = None
+        if self._stream is not None:
+            # What has been computed until now may be what is stored, or still use the buffer.
+            computed = torch.cuda.Event()
+            computed.record(torch.cuda.current_stream(self._device))
+        self._queue.put((work, ticket, computed))
+        return ticket
+
+    def close(self) -> None:
+        """Stop after what is being done now."""
+        self._is_closed = True
+        self._queue.put(None)
+        self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        with torch.inference_mode():
+            while (item := self._queue.get()) is not None:
+                work, ticket, computed = item
+                if self._is_closed:
+                    ticket.finish(RuntimeError("the lane was closed before"))
+                    continue
+                try:
+                    self._do(work, computed)
+                except BaseException as error:  # noqa: BLE001 - whoever waits gets it
+                    ticket.finish(error)
+                else:
+                    ticket.finish()
+                # Or it would keep the last tensors alive until the next work comes.
+                del item, work, ticket, computed
+
+    def _do(self, work: Callable[[], None], computed: Any) -> None:
+        stream = self._stream
+        with torch.cuda.stream(stream) if stream is not None else nullcontext():
+            if stream is not None:
+                stream.wait_event(computed)
+                stream.synchronize()
+            started_at = time.perf_counter()
+            work()
+            if stream is not None:
+                # Done is done: buffers and their sources may be used again by anyone.
+                stream.synchronize()
+            self.busy_s += time.perf_counter() - started_at
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was told; a CPU always has."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,226 @@
+"""The layers of OPT: which weights each has, and what it computes from them.
+
+Letters in comments and names of shapes: B batch, S positions, h hidden size, H heads, D head size,
+f width of the MLP, V vocabulary, E width of the token embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch.nn import functional
+
+from flexbench.dist.opt_config import POSITION_OFFSET, OptConfig
+from flexbench.dist.partition import Stage
+
+LAYER_NORM_EPS = 1e-5
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "relu": functional.relu,
+    "gelu": functional.gelu,
+}
+
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """A weight of a layer: its name there, its shape, and the model's tensors it is made of.
+
+    Several `sources` are put below each other: query, key and value are one product.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    sources: tuple[str, ...]
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has two dimensions; only those are compressed."""
+        return len(self.shape) == 2
+
+    @property
+    def source_shape(self) -> tuple[int, ...]:
+        """The shape of each of its sources."""
+        return (self.shape[0] // len(self.sources), *self.shape[1:])
+
+
+class Weights(Protocol):
+    """A layer's weights while it is computed."""
+
+    def get(self, name: str) -> torch.Tensor:
+        """A whole weight."""
+
+    def rows(self, name: str, index: torch.Tensor) -> torch.Tensor:
+        """Some rows of a matrix: `index` of shape (...) gives (..., width)."""
+
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Attention over queries, keys and values of the new positions, each (B, S, H, D), and the past."""
+
+
+class InputEmbed:
+    """Token ids (B, S) to hidden states (B, S, h)."""
+
+    def __init__(self, config: OptConfig) -> None:
+        self.name = "input embedding"
+        self.num_caches = 0
+        h, e = config.hidden_size, config.embed_dim
+        rows = config.max_position_embeddings + POSITION_OFFSET
+        self.specs: tuple[WeightSpec, ...] = (
+            _spec("tokens", (config.vocab_size, e), "decoder.embed_tokens.weight"),
+            _spec("positions", (rows, h), "decoder.embed_positions.weight"),
+        )
+        if e != h:
+            self.specs += (_spec("project", (h, e), "decoder.project_in.weight"),)
+        self._is_projected = e != h
+
+    def forward(
+        self, weights: Weights, ids_BS: torch.Tensor, positions_BS: torch.Tensor
+    ) -> torch.Tensor:
+        """Token plus position embeddings. Positions count from 0 at a prompt's first real token."""
+        x = weights.rows("tokens", ids_BS)
+        if self._is_projected:
+            x = functional.linear(x, weights.get("project"))
+        return x + weights.rows("positions", positions_BS + POSITION_OFFSET)
+
+
+class SelfAttention:
+    """Attention with its projections, layer norm and residual."""
+
+    def __init__(self, config: OptConfig, index: int) -> None:
+        self.name = f"attention {index}"
+        self.num_caches = 1
+        self._config = config
+        h = config.hidden_size
+        prefix = f"decoder.layers.{index}"
+        qkv = [f"{prefix}.self_attn.{letter}_proj" for letter in "qkv"]
+        self.specs = (
+            _spec("attn_norm.weight", (h,), f"{prefix}.self_attn_layer_norm.weight"),
+            _spec("attn_norm.bias", (h,), f"{prefix}.self_attn_layer_norm.bias"),
+            _spec("qkv.weight", (3 * h, h), *(f"{name}.weight" for name in qkv)),
+            _spec("qkv.bias", (3 * h,), *(f"{name}.bias" for name in qkv)),
+            _spec("out.weight", (h, h), f"{prefix}.self_attn.out_proj.weight"),
+            _spec("out.bias", (h,), f"{prefix}.self_attn.out_proj.bias"),
+        )
+
+    def forward(self, weights: Weights, hidden_BSh: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Hidden states after attention, of the same shape."""
+        config = self._config
+        batch, positions, _ = hidden_BSh.shape
+        x = hidden_BSh
+        if config.do_layer_norm_before:
+            x = _layer_norm(weights, "attn_norm", x)
+        qkv = functional.linear(x, weights.get("qkv.weight"), weights.get("qkv.bias"))
+        q, k, v = qkv.view(batch, positions, 3, config.num_attention_heads, -1).unbind(2)
+        x = attend(q, k, v).reshape(batch, positions, config.hidden_size)
+        x = functional.linear(x, weights.get("out.weight"), weights.get("out.bias"))
+        x = hidden_BSh + x
+        return x if config.do_layer_norm_before else _layer_norm(weights, "attn_norm", x)
+
+
+class MLP:
+    """The feed-forward part with its layer norm and residual."""
+
+    def __init__(self, config: OptConfig, index: int) -> None:
+        self.name = f"MLP {index}"
+        self.num_caches = 0
+        self._is_norm_first = config.do_layer_norm_before
+        self._activation = _ACTIVATIONS[config.activation_function]
+        h, f = config.hidden_size, config.ffn_dim
+        prefix = f"decoder.layers.{index}"
+        self.specs = (
+            _spec("mlp_norm.weight", (h,), f"{prefix}.final_layer_norm.weight"),
+            _spec("mlp_norm.bias", (h,), f"{prefix}.final_layer_norm.bias"),
+            _spec("fc1.weight", (f, h), f"{prefix}.fc1.weight"),
+            _spec("fc1.bias", (f,), f"{prefix}.fc1.bias"),
+            _spec("fc2.weight", (h, f), f"{prefix}.fc2.weight"),
+            _spec("fc2.bias", (h,), f"{prefix}.fc2.bias"),
+        )
+
+    def forward(self, weights: Weights, hidden_BSh: torch.Tensor) -> torch.Tensor:
+        """Hidden states after the MLP, of the same shape."""
+        x = hidden_BSh
+        if self._is_norm_first:
+            x = _layer_norm(weights, "mlp_norm", x)
+        x = functional.linear(x, weights.get("fc1.weight"), weights.get("fc1.bias"))
+        x = functional.linear(
+            self._activation(x), weights.get("fc2.weight"), weights.get("fc2.bias")
+        )
+        x = hidden_BSh + x
+        return x if self._is_norm_first else _layer_norm(weights, "mlp_norm", x)
+
+
+class TransformerLayer:
+    """Attention and MLP, loaded as one."""
+
+    def __init__(self, config: OptConfig, index: int) -> None:
+        self.name = f"layer {index}"
+        self.num_caches = 1
+        self._attention = SelfAttention(config, index)
+        self._mlp = MLP(config, index)
+        self.specs = self._attention.specs + self._mlp.specs
+
+    def forward(self, weights: Weights, hidden_BSh: torch.Tensor, attend: Attend) -> torch.Tensor:
+        """Hidden states after the layer, of the same shape."""
+        return self._mlp.forward(weights, self._attention.forward(weights, hidden_BSh, attend))
+
+
+class OutputEmbed:
+    """Hidden states (B, S, h) to the logits of each prompt's next token (B, V)."""
+
+    def __init__(self, config: OptConfig) -> None:
+        self.name = "output embedding"
+        self.num_caches = 0
+        h, e = config.hidden_size, config.embed_dim
+        table = "decoder.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
+        self.specs: tuple[WeightSpec, ...] = ()
+        if config.has_final_layer_norm:
+            self.specs += (
+                _spec("norm.weight", (h,), "decoder.final_layer_norm.weight"),
+                _spec("norm.bias", (h,), "decoder.final_layer_norm.bias"),
+            )
+        if e != h:
+            self.specs += (_spec("project", (e, h), "decoder.project_out.weight"),)
+        self.specs += (_spec("tokens", (config.vocab_size, e), table),)
+        self._has_norm = config.has_final_layer_norm
+        self._is_projected = e != h
+
+    def forward(self, weights: Weights, hidden_BSh: torch.Tensor) -> torch.Tensor:
+        """Logits of the last position, float32."""
+        x = hidden_BSh[:, -1]
+        if self._has_norm:
+            x = _layer_norm(weights, "norm", x)
+        if self._is_projected:
+            x = functional.linear(x, weights.get("project"))
+        return functional.linear(x, weights.get("tokens")).float()
+
+
+Layer = InputEmbed | SelfAttention | MLP | TransformerLayer | OutputEmbed
+
+
+def layers_of(config: OptConfig, stage: Stage, *, sep_layer: bool) -> list[Layer]:
+    """A stage's layers in order, with the embeddings where it is the first or the last."""
+    layers: list[Layer] = [InputEmbed(config)] if stage.is_first else []
+    for index in stage.layers:
+        if sep_layer:
+            layers += [SelfAttention(config, index), MLP(config, index)]
+        else:
+            layers.append(TransformerLayer(config, index))
+    if stage.is_last:
+        layers.append(OutputEmbed(config))
+    return layers
+
+
+def _spec(name: str, shape: Sequence[int], *sources: str) -> WeightSpec:
+    return WeightSpec(name, tuple(shape), sources)
+
+
+def _layer_norm(weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:
+    return functional.layer_norm(
+        x,
+        (x.shape[-1],),
+        weights.get(f"{name}.weight"),
+        weights.get(f"{name}.bias"),
+        LAYER_NORM_EPS,
+    )

@@ -1,0 +1,86 @@
+"""Which layers each pipeline stage gets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from flexbench.core.errors import ConfigError
+from flexbench.dist.opt_config import OptConfig
+
+
+class Balance(StrEnum):
+    """What is to be as equal as possible on all stages."""
+
+    LAYERS = "layers"
+    MEMORY = "memory"
+    TIME = "time"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pipeline stage and its transformer layers."""
+
+    rank: int
+    num_stages: int
+    layers: range
+
+    @property
+    def is_first(self) -> bool:
+        """Whether it has the input embedding."""
+        return self.rank == 0
+
+    @property
+    def is_last(self) -> bool:
+        """Whether it has the output embedding."""
+        return self.rank == self.num_stages - 1
+
+
+def split_layers(
+    config: OptConfig, num_stages: int, balance: Balance = Balance.LAYERS
+) -> list[Stage]:
+    """Consecutive ranges of transformer layers, one a stage, each of at least one layer.
+
+    `layers` is the rule of FlexGen's DistOptLM: as even as possible, the first stages take the
+    remainder. `memory` and `time` count the embeddings, too. Raises ConfigError for more stages
+    than layers.
+    """
+    if not 1 <= num_stages <= config.num_hidden_layers:
+        raise ConfigError(
+            "--world-size",
+            f"{num_stages} pipeline stages cannot share the {config.num_hidden_layers} transformer "
+            f"layers of {config.name}; accepted: 1 to {config.num_hidden_layers}",
+        )
+    if balance is Balance.LAYERS:
+        whole, remainder = divmod(config.num_hidden_layers, num_stages)
+        counts = [whole + (rank < remainder) for rank in range(num_stages)]
+    else:
+        counts = _level(config, _embedding_loads(config, num_stages, balance))
+    starts = [sum(counts[:rank]) for rank in range(num_stages)]
+    return [
+        Stage(rank, num_stages, range(start, start + count))
+        for rank, (start, count) in enumerate(zip(starts, counts, strict=True))
+    ]
+
+
+def _embedding_loads(config: OptConfig, num_stages: int, balance: Balance) -> list[float]:
+    """What the embeddings weigh on each stage, in transformer layers."""
+    layer = config.layer_parameters()
+    table = config.vocab_size * config.embed_dim
+    positions = (config.max_position_embeddings + 2) * config.hidden_size
+    loads = [0.0] * num_stages
+    if balance is Balance.MEMORY:
+        loads[0] += (table + positions) / layer
+    # A look-up in the input embedding takes no time; the output embedding is a full product.
+    loads[-1] += table / layer
+    return loads
+
+
+def _level(config: OptConfig, loads: Sequence[float]) -> list[int]:
+    """Give one layer after the other to the stage that is then the least loaded."""
+    counts = [1] * len(loads)
+    for _ in range(config.num_hidden_layers - len(loads)):
+        rank = min(range(len(loads)), key=lambda r: loads[r] + counts[r])
+        counts[rank] += 1
+    return counts

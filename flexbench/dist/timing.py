@@ -1,0 +1,64 @@
+"""What a stage spent its time with."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from flexbench.dist.lanes import synchronize
+
+
+@dataclass(kw_only=True)
+class StageTimes:
+    """The times of one stage for one call of `generate`, in seconds.
+
+    `busy` is what loads and stores took, most of it while computing; `waited` is how long the
+    computing stood still for them. Without overlap the two are the same.
+    """
+
+    started_at: float = 0.0
+    """On time.perf_counter."""
+    wall_s: float = 0.0
+    compute_s: float = 0.0
+    send_s: float = 0.0
+    receive_s: float = 0.0
+    busy_s: dict[str, float] = field(default_factory=dict)
+    waited_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    layer_s: dict[tuple[bool, int], float] = field(default_factory=lambda: defaultdict(float))
+    """Whole time of each layer, by (whether it is the prefill, layer)."""
+    token_ends: list[float] = field(default_factory=list)
+    """When each token was there for all prompts of a round, from the start."""
+
+
+class ComputeClock:
+    """Times computing, with events where it is asynchronous, so that it stays so."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._total_s = 0.0
+        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Time what is done in this block."""
+        if self._device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._events.append((begin, end))
+            return
+        started_at = time.perf_counter()
+        yield
+        self._total_s += time.perf_counter() - started_at
+
+    def total_s(self) -> float:
+        """All blocks together, in seconds."""
+        synchronize(self._device)
+        asynchronous_ms: float = sum(a.elapsed_time(b) for a, b in self._events)
+        return self._total_s + asynchronous_ms / 1000

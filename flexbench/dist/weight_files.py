@@ -1,0 +1,253 @@
+"""Where weights come from: a Hugging Face folder, or a random number generator.
+
+Tensors are read one at a time, so that a pipeline stage touches only what belongs to its layers.
+Files in the .bin format are read with weights_only: nothing in them is executed.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from flexbench.core.errors import (
+    ConfigError,
+    FlexbenchError,
+    InputFileError,
+    MissingDependencyError,
+)
+from flexbench.dist.layers import WeightSpec
+
+DUMMY_WEIGHT = "_DUMMY_"
+# What OPT is initialized with (its config.json: init_std).
+_INIT_STD = 0.02
+_PREFIXES = ("model.", "", "model.model.")
+_HUB_PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json")
+_HUB_PATTERNS_BIN = ("config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
+
+
+class WeightSource(Protocol):
+    """Named tensors. Names are those of transformers' OPTModel: decoder.layers.0.fc1.weight."""
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of a tensor; None if there is none of this name."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor, on the CPU."""
+
+
+class DummySource:
+    """Random weights, the same for the same seed and name, however many stages share the model."""
+
+    def __init__(self, specs: Iterable[WeightSpec], *, seed: int = 0) -> None:
+        self._seed = seed
+        self._shapes = {source: spec.source_shape for spec in specs for source in spec.sources}
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape that the layers ask for."""
+        return self._shapes.get(name)
+
+    def read(self, name: str) -> torch.Tensor:
+        """Uniform around 0 with OPT's initial deviation; around 1 for a layer norm's weight."""
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self._seed}:{name}".encode()))
+        bound = _INIT_STD * 3**0.5
+        weight = torch.empty(self._shapes[name]).uniform_(-bound, bound, generator=generator)
+        return weight + 1 if name.endswith("norm.weight") else weight
+
+
+class _FolderSource:
+    """The files of a folder. `files` has the file that holds each tensor, by its name in there."""
+
+    def __init__(self, folder: Path, files: dict[str, Path]) -> None:
+        self._folder = folder
+        self._files = files
+        self._prefix = next(
+            (p for p in _PREFIXES if f"{p}decoder.embed_tokens.weight" in files), ""
+        )
+
+    def _locate(self, name: str) -> tuple[str, Path] | None:
+        for stored in (self._prefix + name, name):
+            if stored in self._files:
+                return stored, self._files[stored]
+        return None
+
+
+class SafetensorsSource(_FolderSource):
+    """A folder with model.safetensors, or its shards."""
+
+    def __init__(self, folder: Path, files: dict[str, Path]) -> None:
+        super().__init__(folder, files)
+        self._open: dict[Path, Any] = {}
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """From the file's header; the tensor itself is not read."""
+        found = self._locate(name)
+        if found is None:
+            return None
+        stored, path = found
+        if stored not in self._file(path).keys():  # noqa: SIM118 - it is no dict
+            raise InputFileError(path, f"has no tensor {stored}, which the index says it has")
+        return tuple(self._file(path).get_slice(stored).get_shape())
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor; the file is mapped, so nothing else is read."""
+        found = self._locate(name)
+        assert found is not None, "shape() is asked first"
+        tensor: torch.Tensor = self._file(found[1]).get_tensor(found[0])
+        return tensor
+
+    def _file(self, path: Path) -> Any:
+        if path not in self._open:
+            self._open[path] = _open_safetensors(path)
+        return self._open[path]
+
+
+class BinSource(_FolderSource):
+    """A folder with pytorch_model.bin, or its shards, as torch.save writes them."""
+
+    def __init__(self, folder: Path, files: dict[str, Path]) -> None:
+        super().__init__(folder, files)
+        self._loaded: dict[Path, dict[str, Any]] = {}
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """The shape of the mapped tensor."""
+        found = self._locate(name)
+        return None if found is None else tuple(self._tensor(*found).shape)
+
+    def read(self, name: str) -> torch.Tensor:
+        """The tensor; its pages are read when they are used."""
+        found = self._locate(name)
+        assert found is not None, "shape() is asked first"
+        return self._tensor(*found)
+
+    def _tensor(self, stored: str, path: Path) -> torch.Tensor:
+        if path not in self._loaded:
+            self._loaded[path] = _load_bin(path)
+        tensor = self._loaded[path].get(stored)
+        if not isinstance(tensor, torch.Tensor):
+            raise InputFileError(path, f"has no tensor {stored}")
+        return tensor
+
+
+def open_folder(folder: Path) -> WeightSource:
+    """The weights of a Hugging Face folder; safetensors where there are both formats.
+
+    Raises InputFileError for a folder without weights, or with ones that cannot be read.
+    """
+    for stem, opened in (("model.safetensors", _safetensors), ("pytorch_model.bin", _bin)):
+        index = folder / f"{stem}.index.json"
+        if index.exists():
+            return opened(folder, _read_index(index))
+        if (folder / stem).exists():
+            return opened(folder, None)
+    raise InputFileError(
+        folder,
+        "has no model.safetensors or pytorch_model.bin, and no index of their shards",
+    )
+
+
+def _safetensors(folder: Path, files: dict[str, Path] | None) -> WeightSource:
+    if files is None:
+        path = folder / "model.safetensors"
+        files = dict.fromkeys(_open_safetensors(path).keys(), path)
+    return SafetensorsSource(folder, files)
+
+
+def _bin(folder: Path, files: dict[str, Path] | None) -> WeightSource:
+    if files is None:
+        path = folder / "pytorch_model.bin"
+        files = dict.fromkeys(_load_bin(path), path)
+    return BinSource(folder, files)
+
+
+def _open_safetensors(path: Path) -> Any:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        return safe_open(path, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise InputFileError(path, f"cannot be read: {error}") from error
+
+
+def _load_bin(path: Path) -> dict[str, Any]:
+    try:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap" not in str(error):
+                raise
+            # Files from before torch 1.6 cannot be mapped.
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputFileError(path, f"cannot be read as weights: {reason}") from error
+    if not isinstance(loaded, dict):
+        raise InputFileError(path, f"holds no tensors by name, but a {type(loaded).__name__}")
+    return loaded
+
+
+def _read_index(path: Path) -> dict[str, Path]:
+    try:
+        weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
+        files = {str(name): path.parent / str(file) for name, file in weight_map.items()}
+    except OSError as error:
+        raise InputFileError(path, f"cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputFileError(path, f"is no index of shards: {error!r}") from error
+    for file in set(files.values()):
+        if file.resolve().parent != path.parent.resolve() and not file.is_symlink():
+            raise InputFileError(path, f"names a file outside of its folder: {file}")
+    return files
+
+
+def check_weights(source: WeightSource, specs: Iterable[WeightSpec], where: str) -> None:
+    """Raise InputFileError that names every tensor which is missing or has another shape."""
+    problems = []
+    for spec in specs:
+        for name in spec.sources:
+            shape = source.shape(name)
+            if shape is None:
+                problems.append(f"{name} is missing")
+            elif shape != spec.source_shape:
+                problems.append(f"{name} is {list(shape)}, not {list(spec.source_shape)}")
+    if problems:
+        shown = "; ".join(problems[:5])
+        more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise InputFileError(where, f"{shown}{more}")
+
+
+def find_model(path: str) -> Path:
+    """The folder of a model that is given as a folder, or as a name on the Hugging Face hub.
+
+    Raises ConfigError when there is no such folder, or when the hub cannot be reached.
+    """
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        return folder
+    owner, slash, name = path.partition("/")
+    if not (slash and owner.strip(".~") and name and "/" not in name):
+        raise ConfigError("--path", f"there is no folder {path}")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise MissingDependencyError(
+            f"--path: there is no folder {path}, and names on the hub need another package: "
+            "pip install huggingface-hub"
+        ) from None
+    try:
+        downloaded = Path(snapshot_download(path, allow_patterns=list(_HUB_PATTERNS)))
+        if not any(downloaded.glob("*.safetensors")):
+            downloaded = Path(snapshot_download(path, allow_patterns=list(_HUB_PATTERNS_BIN)))
+    except FlexbenchError:
+        raise
+    except Exception as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            "--path", f"there is no folder {path}, and the hub did not give it: {reason}"
+        ) from error
+    return downloaded
