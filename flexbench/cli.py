@@ -22,6 +22,10 @@ COMMANDS = {
         "flexbench.petals.command",
         "Measure a Petals swarm with many clients at once.",
     ),
+    "dist": (
+        "flexbench.dist.command",
+        "Measure OPT inference with offloading, as a pipeline of processes.",
+    ),
     "report": (
         "flexbench.report.command",
         "Summarize results: every configuration's mean, smallest and largest figures.",
@@ -70,6 +74,8 @@ class FlexbenchGroup(TyperGroup):
 
 
 def _show(error: FlexbenchError) -> None:
+    if error.is_shown:
+        return
     # Plain text: a message may hold paths and peers' words, which are not markup.
     prefix = "" if isinstance(error, Interrupted) else "Error: "
     typer.echo(f"{prefix}{error.message}", err=True)

@@ -10,6 +10,7 @@ import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
@@ -32,6 +33,15 @@ def describe_machine() -> dict[str, Any]:
         "num_cpus": num_cpus(),
         "memory_bytes": memory_bytes(),
         "gpus": _gpus(),
+    }
+
+
+def describe_run(packages: Sequence[str]) -> dict[str, Any]:
+    """What was called, with which versions, on what machine: the end of every record."""
+    return {
+        "command": redact_command_line(sys.argv),
+        "versions": describe_versions(packages),
+        "machine": describe_machine(),
     }
 
 
@@ -104,6 +114,41 @@ def memory_bytes() -> int | None:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError, OSError):
         return None  # not POSIX
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that a new process could use without swapping; None where nobody tells.
+
+    A container's limit counts, where it is lower than what the machine has.
+    """
+    amounts = [_free_of_machine(), _free_of_container()]
+    known = [amount for amount in amounts if amount is not None]
+    return min(known) if known else None
+
+
+def _free_of_machine() -> int | None:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            for line in lines:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass  # not Linux
+    return None
+
+
+def _free_of_container() -> int | None:
+    folder = Path("/sys/fs/cgroup")
+    try:
+        limit = int((folder / "memory.max").read_text())
+        used = int((folder / "memory.current").read_text())
+        # Cached files are given back when memory is needed.
+        for line in (folder / "memory.stat").read_text().splitlines():
+            if line.startswith("inactive_file "):
+                used -= int(line.split()[1])
+    except (OSError, ValueError):
+        return None  # no control group of ours, or no limit: "max"
+    return max(0, limit - used)
 
 
 def _gpus() -> list[dict[str, Any]]:

@@ -31,6 +31,8 @@ class FlexbenchError(Exception):
         super().__init__(message)
         self.message = message
         self.details = details
+        self.is_shown = False
+        """Whether the person has already been told."""
 
     def add_details(self, text: str) -> None:
         """Add lines to what is shown below the message."""

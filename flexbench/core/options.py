@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from typer.core import TyperCommand
@@ -27,6 +27,52 @@ class MultiValueCommand(TyperCommand):
             for name in parameter.opts
         }
         return super().parse_args(ctx, repeat_options(args, repeatable))
+
+
+class SwitchCommand(MultiValueCommand):
+    """A command whose switches also take a value: `--overlap false` is `--no-overlap`.
+
+    The original scripts declare them so, with values like true, no and 1.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Turn values of switches into the switch or its opposite, then parse as usual."""
+        switches = {
+            name: parameter.secondary_opts[0] if parameter.secondary_opts else None
+            for parameter in self.params
+            if getattr(parameter, "is_flag", False)
+            for name in parameter.opts
+        }
+        return super().parse_args(ctx, replace_switch_values(args, switches))
+
+
+_TRUE_WORDS = frozenset(("yes", "true", "t", "y", "1"))
+_FALSE_WORDS = frozenset(("no", "false", "f", "n", "0"))
+
+
+def replace_switch_values(args: Sequence[str], switches: Mapping[str, str | None]) -> list[str]:
+    """['--overlap', 'false'] -> ['--no-overlap'], for switches {'--overlap': '--no-overlap'}.
+
+    A switch without an opposite is left out when its value is false.
+    """
+    replaced: list[str] = []
+    remaining = list(args)
+    while remaining:
+        name, equals, value = remaining.pop(0).partition("=")
+        word = value if equals else (remaining[0] if remaining else "")
+        is_switch = name in switches
+        is_value = word.lower() in _TRUE_WORDS | _FALSE_WORDS
+        if not (is_switch and is_value):
+            replaced.append(f"{name}{equals}{value}")
+            continue
+        if not equals:
+            remaining.pop(0)
+        opposite = switches[name]
+        if word.lower() in _TRUE_WORDS:
+            replaced.append(name)
+        elif opposite is not None:
+            replaced.append(opposite)
+    return replaced
 
 
 def repeat_options(args: Sequence[str], repeatable: Iterable[str]) -> list[str]:

@@ -14,10 +14,11 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from flexbench.core.errors import ConfigError, FlexbenchError, InputFileError
+from flexbench.core.errors import ConfigError, FlexbenchError, InputFileError, Interrupted
 
 RECORD_SCHEMA_VERSION = 1
 LOCK_TIMEOUT_S = 5.0
@@ -182,6 +183,19 @@ class ResultsFile:
                 f"{self.path}: the result could not be written: {error.strerror or error}",
                 details=line,
             ) from error
+
+    def append_failure(self, record: Mapping[str, Any], error: FlexbenchError) -> None:
+        """Append the record of a run that `error` ended; if it fails, `error` tells that, too."""
+        status = "interrupted" if isinstance(error, Interrupted) else "failed"
+        try:
+            self.append(None, {**record, "status": status, "error": error.message})
+        except FlexbenchError as lost:
+            error.add_details(f"{lost.message}\n{lost.details}")
+
+
+def utc_now() -> str:
+    """This moment in UTC, in ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from flexbench.dist.weights import LayerWeights
 
 # As many (layer, batch) steps a token are done in a debug mode.
 DEBUG_STEPS = 20
+_EMBEDDINGS = (InputEmbed, OutputEmbed)
 
 
 class OptLM:
@@ -190,14 +191,30 @@ class OptLM:
             num_batches=self.policy.num_gpu_batches,
         )
 
+    @property
+    def projected_layers(self) -> dict[int, float]:
+        """Of the last call: how many layers each executed one stands for, by its place there.
+
+        Empty when all were executed.
+        """
+        executed = self._executed_layers(self._task)
+        if len(executed) == len(self.layers):
+            return {}
+        num_inner = sum(not isinstance(layer, _EMBEDDINGS) for layer in self.layers)
+        num_kept = num_inner - (len(self.layers) - len(executed))
+        return {
+            place: 1.0 if isinstance(self.layers[index], _EMBEDDINGS) else num_inner / num_kept
+            for place, index in enumerate(executed)
+        }
+
     def _executed_layers(self, task: Task) -> list[int]:
         """All layers; in a debug mode the embeddings, and some of what lies between."""
         indices = list(range(len(self.layers)))
         if task.debug_mode is None:
             return indices
-        embeddings = (InputEmbed, OutputEmbed)
-        inner = [i for i in indices if not isinstance(self.layers[i], embeddings)]
-        kept = max(2, math.ceil(DEBUG_STEPS / self.policy.num_gpu_batches))
+        inner = [i for i in indices if not isinstance(self.layers[i], _EMBEDDINGS)]
+        # An even number: attention and MLP may be layers of their own.
+        kept = 2 * max(1, math.ceil(DEBUG_STEPS / self.policy.num_gpu_batches / 2))
         left_out = set(inner[kept:])
         return [index for index in indices if index not in left_out]
 

@@ -24,13 +24,9 @@ from torch import distributed
 from flexbench.core.checks import check_count
 from flexbench.core.errors import ConfigError, RunError
 from flexbench.dist.launch import Launch, detect_launch
-from flexbench.dist.rendezvous import (
-    listen_at,
-    name_address,
-    own_address_towards,
-    summarize,
-)
+from flexbench.dist.meeting_points import listen_at, own_address_towards
 from flexbench.dist.watch import PeerWatch
+from flexbench.dist.wording import name_address, summarize
 
 # As good as never. More milliseconds than 31 bits hold would be asking for trouble.
 _NEVER = timedelta(days=20)
@@ -214,8 +210,11 @@ def initialize_distributed(
 ) -> None:
     """Open torch's default process group at `head_ip`:`port`, for programs that call us.
 
-    gloo for the communication device "cpu", and where there is no CUDA; NCCL for "gpu", with GPU
-    `local_rank` as this process's. Nobody watches the ranks: `open_process_group` is for that.
+    gloo for the communication device "cpu", and where there is no CUDA. With "gpu", GPU
+    `local_rank` is this process's, and each tensor travels from where it is: hidden states, on the
+    GPU, over NCCL, and tokens, on the CPU, over gloo.
+
+    Nobody watches the ranks: `open_process_group` is for that.
     """
     if comm_device not in ("cpu", "gpu"):
         raise ConfigError("--comm-device", f"must be cpu or gpu, not {comm_device!r}")
@@ -224,7 +223,7 @@ def initialize_distributed(
     backend = "gloo"
     if comm_device == "gpu" and torch.cuda.is_available():
         torch.cuda.set_device(local_rank)
-        backend = "nccl"
+        backend = "cpu:gloo,cuda:nccl"
     _set_interface(interface_of(own_address_towards(head_ip, port)))
     if rank == 0:
         store = _serve_store(head_ip, port, world_size, _STORE_S)

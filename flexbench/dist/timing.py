@@ -31,6 +31,20 @@ class StageTimes:
     waited_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     layer_s: dict[tuple[bool, int], float] = field(default_factory=lambda: defaultdict(float))
     """Whole time of each layer, by (whether it is the prefill, layer)."""
+
+    @property
+    def stalled_s(self) -> float:
+        """How long computing stood still for loads and stores."""
+        return sum(self.waited_s.values())
+
+    def layer_seconds(self, *, is_prefill: bool) -> dict[int, float]:
+        """Whole time of each executed layer, in the prefill or in decoding."""
+        return {
+            layer: seconds
+            for (of_prefill, layer), seconds in self.layer_s.items()
+            if of_prefill is is_prefill
+        }
+
     token_ends: list[float] = field(default_factory=list)
     """When each token was there for all prompts of a round, from the start."""
 

@@ -24,20 +24,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from flexbench.core.errors import DeadlineError, RunError
+from flexbench.dist.channel import Channel, close_politely, encode, wait_for_sockets
 from flexbench.dist.launch import Launch
-from flexbench.dist.rendezvous import (
-    KILLED,
-    Channel,
-    choose_meeting_point,
-    close_politely,
-    describe_failure,
-    encode,
-    join,
-    name_ranks,
-    not_answered,
-    one_line,
-    wait_for_sockets,
-)
+from flexbench.dist.meeting_points import choose_meeting_point
+from flexbench.dist.rendezvous import join
+from flexbench.dist.wording import KILLED, describe_failure, name_ranks, not_answered, one_line
 
 _MAX_HEARTBEAT_S = 1.0
 _HEARTBEATS_PER_TIMEOUT = 10

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
 from flexbench.core import environment
-from flexbench.core.errors import FlexbenchError, Interrupted
+from flexbench.core.errors import FlexbenchError
 from flexbench.core.processes import Crew, Deadline, Finished, Item, Ready, Worker
 from flexbench.core.progress import Phase, Progress, Silence
-from flexbench.core.results import RECORD_SCHEMA_VERSION, ResultRow, ResultsFile
+from flexbench.core.results import RECORD_SCHEMA_VERSION, ResultRow, ResultsFile, utc_now
 from flexbench.petals.client import run_client
 from flexbench.petals.config import PetalsConfig, RunShape
 from flexbench.petals.measurement import Load, Measurement
@@ -137,20 +135,15 @@ def _measure_and_save(
         "schema_version": RECORD_SCHEMA_VERSION,
         "system": "petals",
         "status": "ok",
-        "started_at": _utc_now(),
+        "started_at": utc_now(),
         "run": asdict(load),
         **description,
     }
     try:
         measure(crew, measurement, config_bloom, limits=limits, progress=progress, title=title)
     except FlexbenchError as error:
-        status = "interrupted" if isinstance(error, Interrupted) else "failed"
-        failure = {"status": status, "error": error.message}
         crew.end_all()  # first of all: what is still to do may have to wait for a lock
-        try:
-            results.append(None, record | failure | measurement.observations())
-        except FlexbenchError as lost:
-            error.add_details(f"{lost.message}\n{lost.details}")
+        results.append_failure(record | measurement.observations(), error)
         raise
     row = measurement.row()
     results.append(row, record | {"figures": measurement.figures()} | measurement.observations())
@@ -192,7 +185,7 @@ def measure(
         _await_warmup(crew, clients, measurement, limits.warmup_s, phase)
     num_rounds = load.num_processes * load.num_micro_batches
     with progress.phase(f"{title}: rounds", total=num_rounds) as phase:
-        measurement.released_at_utc = _utc_now()
+        measurement.released_at_utc = utc_now()
         measurement.released_at = crew.release(list(clients))
         _collect_rounds(crew, clients, measurement, limits.run_s, phase)
     crew.end(list(clients))
@@ -240,18 +233,12 @@ def _collect_rounds(
             waiting.discard(worker)
 
 
-def _utc_now() -> str:
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
 def _describe(model: SwarmModel) -> dict[str, Any]:
     """The part of a record that is the same for all runs of a command."""
     return {
         "model": asdict(model.shape) | {"dht_prefix": model.dht_prefix, "seed": model.seed},
         "initial_peers": list(model.initial_peers),
-        "command": environment.redact_command_line(sys.argv),
-        "versions": environment.describe_versions(PACKAGES),
-        "machine": environment.describe_machine(),
+        **environment.describe_run(PACKAGES),
     }
 
 

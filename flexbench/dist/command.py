@@ -1,0 +1,179 @@
+"""`flexbench dist`: the command line of the offloading pipeline."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from flexbench.core.environment import may_have_gpu
+from flexbench.core.errors import MissingDependencyError
+from flexbench.core.options import SwitchCommand
+from flexbench.dist import config as defaults
+from flexbench.dist import options
+from flexbench.dist.config import DistConfig
+from flexbench.dist.partition import Balance
+
+if TYPE_CHECKING:
+    from flexbench.dist.benchmark import Outcome
+    from flexbench.dist.launch import Launch
+    from flexbench.dist.plan import DistPlan
+
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command(cls=SwitchCommand)
+def dist(
+    model: options.Model = defaults.DEFAULT_MODEL,
+    path: options.WeightsPath = None,
+    offload_dir: options.OffloadDir = None,
+    dtype: options.Dtype = "auto",
+    prompt_len: options.PromptLen = 512,
+    gen_len: options.GenLen = 32,
+    cut_gen_len: options.CutGenLen = None,
+    debug_mode: options.DebugMode = None,
+    gpu_batch_size: options.GpuBatchSize = 4,
+    num_gpu_batches: options.NumGpuBatches = 1,
+    do_sample: options.DoSample = False,
+    temperature: options.Temperature = 1.0,
+    stop: options.Stop = None,
+    seed: options.Seed = 0,
+    percent: options.PercentShares = None,
+    sep_layer: options.SepLayer = True,
+    pin_weight: options.PinWeight = True,
+    cpu_cache_compute: options.CpuCacheCompute = False,
+    attn_sparsity: options.AttnSparsity = 1.0,
+    compress_weight: options.CompressWeight = False,
+    compress_cache: options.CompressCache = False,
+    overlap: options.Overlap = True,
+    allow_overcommit: options.AllowOvercommit = False,
+    head_ip: options.HeadIp = None,
+    port: options.Port = None,
+    use_mpi: options.UseMpi = False,
+    rank: options.Rank = None,
+    local_rank: options.LocalRank = None,
+    world_size: options.WorldSize = None,
+    comm_device: options.CommDevice = "gpu",
+    num_inner_iterations: options.NumInnerIterations = None,
+    async_comm: options.AsyncComm = False,
+    balance: options.BalanceBy = Balance.LAYERS,
+    comm_timeout: options.CommTimeout = defaults.DEFAULT_COMM_TIMEOUT_S,
+    output: options.Output = defaults.DEFAULT_OUTPUT,
+    log_file: options.LogFile = defaults.AUTO_LOG,
+    no_log: options.NoLog = False,
+    verbose: options.Verbose = 1,
+    quiet: options.Quiet = False,
+    dry_run: options.DryRun = False,
+) -> None:
+    """Measure OPT inference with offloading, as a pipeline of processes.
+
+    One process by itself; several under mpirun, srun or torchrun, which are
+    recognized: mpirun -np 2 flexbench dist. Weights, cache and activations
+    are on gpu, cpu and disk as --percent says.
+    """
+    import os
+
+    from flexbench.dist.launch import detect_launch
+    from flexbench.dist.rank import first_rank_speaks
+
+    launch = detect_launch(
+        os.environ, rank=rank, local_rank=local_rank, world_size=world_size, use_mpi=use_mpi
+    )
+    with first_rank_speaks(launch):
+        config = DistConfig(
+            model=model,
+            path=path,
+            offload_dir=offload_dir or defaults.default_offload_dir(),
+            dtype=dtype,
+            prompt_len=prompt_len,
+            gen_len=gen_len,
+            cut_gen_len=cut_gen_len,
+            debug_mode=debug_mode,
+            gpu_batch_size=gpu_batch_size,
+            num_gpu_batches=num_gpu_batches,
+            percent=tuple(percent or (100, 0, 100, 0, 100, 0)),
+            sep_layer=sep_layer,
+            pin_weight=pin_weight,
+            cpu_cache_compute=cpu_cache_compute,
+            attn_sparsity=attn_sparsity,
+            compress_weight=compress_weight,
+            compress_cache=compress_cache,
+            overlap=overlap,
+            do_sample=do_sample,
+            temperature=temperature,
+            stop=stop,
+            seed=seed,
+            num_inner_iterations=num_inner_iterations,
+            async_comm=async_comm,
+            comm_device=comm_device,
+            balance=balance,
+            comm_timeout_s=comm_timeout,
+            allow_overcommit=allow_overcommit,
+            output=output,
+            log_file=log_file,
+            no_log=no_log,
+            verbose=verbose,
+        )
+        plan = _plan(config, launch)
+    if dry_run:
+        _show_plan(plan, launch)
+        return
+    _run(plan, launch, head_ip, port, quiet=quiet)
+
+
+def _plan(config: DistConfig, launch: Launch) -> DistPlan:
+    try:
+        import torch
+
+        from flexbench.dist.plan import make_plan
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"flexbench dist needs {error.name}, which is not installed: "
+            "pip install 'flexbench[dist]'"
+        ) from error
+    has_gpu = may_have_gpu() and torch.cuda.is_available()
+    return make_plan(config, num_stages=launch.world_size, has_gpu=has_gpu)
+
+
+def _show_plan(plan: DistPlan, launch: Launch) -> None:
+    from flexbench.dist.rank import open_console
+    from flexbench.dist.tables import placement_table, plan_facts
+
+    open_console(launch).print(plan_facts(plan), placement_table(plan))
+
+
+def _run(
+    plan: DistPlan, launch: Launch, head_ip: str | None, port: int | None, *, quiet: bool
+) -> None:
+    from flexbench.core.progress import show_progress
+    from flexbench.dist.benchmark import run_benchmark
+    from flexbench.dist.rank import open_console
+
+    verbose = 0 if quiet else plan.config.verbose
+    if verbose >= 1:
+        _show_plan(plan, launch)
+    is_silent = quiet or launch.rank > 0
+    with show_progress(open_console(launch, stderr=True), quiet=is_silent) as progress:
+        outcome = run_benchmark(plan, launch, head_ip=head_ip, port=port, progress=progress)
+    if outcome is not None and not quiet:
+        _show_outcome(plan, launch, outcome, verbose)
+
+
+def _show_outcome(plan: DistPlan, launch: Launch, outcome: Outcome, verbose: int) -> None:
+    from flexbench.dist import tables
+    from flexbench.dist.rank import open_console
+
+    console = open_console(launch)
+    measurement = outcome.measurement
+    console.print(tables.results_table(plan, measurement))
+    if verbose >= 1:
+        console.print(tables.stages_table(measurement))
+        console.print(tables.verdict(plan, measurement), highlight=False)
+        console.print(tables.memory_table(plan, measurement))
+    if verbose >= 2:
+        for index in sorted({0, len(outcome.output_ids) - 1}):
+            tokens = outcome.output_ids[index, plan.config.prompt_len :].tolist()
+            console.print(f"Prompt {index}: {tokens}", markup=False, highlight=False)
+    added = f"Added to {plan.config.output}"
+    console.print(added, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,310 @@
+"""Where rank 0 listens, and how the other ranks learn its address: see `choose_meeting_point`.
+
+By default that is on loopback, at a free port, and the token is random.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import socket
+import stat
+import tempfile
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Protocol
+
+from flexbench.core.errors import ConfigError, RunError
+from flexbench.dist.launch import Launch
+from flexbench.dist.wording import name_address, summarize
+
+LOOPBACK = "127.0.0.1"
+TOKEN_VARIABLE = "FLEXBENCH_JOB_TOKEN"  # noqa: S105 - the name of the variable
+
+# An address and its token have about 100 bytes.
+_MAX_FILE_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where rank 0 listens, and what it wants to hear."""
+
+    host: str
+    port: int
+    token: str
+
+    def __str__(self) -> str:
+        return name_address(self.host, self.port)
+
+
+class MeetingPoint(Protocol):
+    """One way for the ranks of a job to find rank 0."""
+
+    def listen(self) -> tuple[socket.socket, str]:
+        """For rank 0: a listening socket whose address the others can look up, and the token."""
+
+    def look_up(self) -> Address | None:
+        """For the others: rank 0's address, None if it is not known yet.
+
+        It may be that of an earlier job. Ask again, then.
+        """
+
+    def where(self) -> str:
+        """Where the address is looked up, to complete "rank 0 has not told its address ..."."""
+
+    def close(self) -> None:
+        """Remove what others need no more. The listening socket is its owner's."""
+
+
+def choose_meeting_point(
+    launch: Launch, *, head_ip: str | None, port: int | None, timeout_s: float
+) -> MeetingPoint:
+    """How the ranks of this job find rank 0; raises ConfigError for options that do not suffice.
+
+    With `port`, by that address. On one host, by a file that only we can read. On several hosts
+    under torchrun, by the store of its agent.
+    """
+    _check_head_ip(head_ip)
+    is_one_host = launch.local_world_size == launch.world_size
+    if port is not None and (is_one_host or head_ip is not None):
+        return FixedPoint(head_ip or LOOPBACK, port)
+    if launch.launcher == "options":
+        raise ConfigError("--port", "is needed together with --rank and --world-size")
+    if is_one_host and launch.job_key is not None:
+        return FilePoint(launch.job_key, host=head_ip or LOOPBACK)
+    if launch.store_address is not None and port is None:
+        return StorePoint(launch, launch.store_address, head_ip=head_ip, timeout_s=timeout_s)
+    raise ConfigError(
+        "--head-ip",
+        "is needed together with --port when the ranks run on several hosts: an address of rank "
+        "0's host that the others reach, and a free port there",
+    )
+
+
+def _check_head_ip(head_ip: str | None) -> None:
+    if head_ip is not None and head_ip in ("", "0.0.0.0", "::", "*"):  # noqa: S104 - refused
+        raise ConfigError(
+            "--head-ip",
+            f"must be the address of one interface of rank 0's host, not {head_ip!r}: only the "
+            "job's network should reach the job",
+        )
+
+
+class FixedPoint:
+    """The person has named host and port. No secret is shared, unless in FLEXBENCH_JOB_TOKEN."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._address = Address(host, port, os.environ.get(TOKEN_VARIABLE, ""))
+
+    def listen(self) -> tuple[socket.socket, str]:
+        """Listen there."""
+        return listen_at(self._address.host, self._address.port), self._address.token
+
+    def look_up(self) -> Address | None:
+        """The address, which is known from the start."""
+        return self._address
+
+    def where(self) -> str:
+        """It is never asked for."""
+        return "with --head-ip and --port"
+
+    def close(self) -> None:
+        """There is nothing to remove."""
+
+
+class FilePoint:
+    """Rank 0 writes its address, and a random token, to a file in a folder of our own."""
+
+    def __init__(self, job_key: str, *, host: str) -> None:
+        self._host = host
+        self._folder = Path(tempfile.gettempdir()) / f"flexbench-{os.getuid()}-{job_key}"
+        self._path = self._folder / "address"
+        self._written: Address | None = None
+
+    def listen(self) -> tuple[socket.socket, str]:
+        """Listen at a free port, and write it to the file."""
+        listener = listen_at(self._host, 0)
+        try:
+            port = listener.getsockname()[1]
+            self._written = Address(self._host, port, secrets.token_hex(16))
+            self._write(self._written)
+        except BaseException:
+            listener.close()
+            self.close()
+            raise
+        return listener, self._written.token
+
+    def look_up(self) -> Address | None:
+        """What the file says now."""
+        try:
+            self._check_folder()
+            # Whoever could put a link there could as well write the file; but be plain about it.
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                return Address(**json.loads(file.read(_MAX_FILE_BYTES)))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError):  # not a file of ours
+            return None
+
+    def where(self) -> str:
+        """The path of the file."""
+        return f"in {self._path}"
+
+    def close(self) -> None:
+        """Remove the file if it is rank 0's own, and the folder if nobody else uses it."""
+        if self._written is None:
+            return
+        with suppress(OSError, RunError):  # it is not ours any more, or another job's file is there
+            if self.look_up() == self._written:
+                self._path.unlink(missing_ok=True)
+            self._folder.rmdir()
+        self._written = None
+
+    def _write(self, address: Address) -> None:
+        try:
+            with suppress(FileExistsError):
+                self._folder.mkdir(mode=0o700)
+            self._check_folder()
+            # Nobody may ever read half of it.
+            descriptor, name = tempfile.mkstemp(dir=self._folder)
+            try:
+                with os.fdopen(descriptor, "w") as file:
+                    json.dump(vars(address), file)
+                os.replace(name, self._path)
+            except BaseException:
+                Path(name).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise RunError(
+                f"{self._path}: cannot write rank 0's address there: {error.strerror or error}"
+            ) from error
+
+    def _check_folder(self) -> None:
+        """Raise RunError unless nobody but us can have put something into the folder."""
+        found = os.lstat(self._folder)
+        if (
+            not stat.S_ISDIR(found.st_mode)
+            or found.st_uid != os.getuid()
+            or stat.S_IMODE(found.st_mode) & 0o077
+        ):
+            raise RunError(
+                f"{self._folder}: is not a folder that only you can use, as the ranks need it to "
+                "find each other; remove it, or name a --port"
+            )
+
+
+class StorePoint:
+    """Several hosts under torchrun: rank 0's address is in the store that its agent serves."""
+
+    def __init__(
+        self, launch: Launch, address: tuple[str, int], *, head_ip: str | None, timeout_s: float
+    ) -> None:
+        self._address = address
+        self._head_ip = head_ip
+        self._timeout_s = timeout_s
+        # The store outlives a restart of the ranks. The job's key counts restarts.
+        self._key = f"flexbench/{launch.job_key}/address"
+        self._store: Any = None
+
+    def listen(self) -> tuple[socket.socket, str]:
+        """Listen at a free port of the interface that reaches the store, and tell it there."""
+        host = self._head_ip or self._own_host()
+        listener = listen_at(host, 0)
+        try:
+            address = Address(host, listener.getsockname()[1], secrets.token_hex(16))
+            self._call("set", self._key, json.dumps(vars(address)))
+        except BaseException:
+            listener.close()
+            raise
+        return listener, address.token
+
+    def look_up(self) -> Address | None:
+        """What the store says now."""
+        if not self._call("check", [self._key]):
+            return None
+        try:
+            return Address(**json.loads(self._call("get", self._key)))
+        except (ValueError, TypeError):
+            return None
+
+    def where(self) -> str:
+        """Where the store is."""
+        return f"in torchrun's store at {name_address(*self._address)}"
+
+    def close(self) -> None:
+        """Leave the store to its agent."""
+        self._store = None
+
+    def _own_host(self) -> str:
+        host = own_address_towards(*self._address)
+        if host.startswith("127.") or host == "::1":
+            raise ConfigError(
+                "--head-ip",
+                f"is needed: MASTER_ADDR, {self._address[0]}, is a loopback address on rank 0's "
+                "host, which tells no address that other hosts reach",
+            )
+        return host
+
+    def _call(self, method: str, *arguments: Any) -> Any:
+        from torch import distributed  # it takes seconds, and only several hosts need it here
+
+        try:
+            if self._store is None:
+                host, port = self._address
+                self._store = distributed.TCPStore(
+                    host, port, is_master=False, timeout=timedelta(seconds=self._timeout_s)
+                )
+            return getattr(self._store, method)(*arguments)
+        except RuntimeError as error:  # all of the store's errors
+            raise RunError(
+                f"cannot use torchrun's store at {name_address(*self._address)} (MASTER_ADDR and "
+                f"MASTER_PORT): {summarize(error)}"
+            ) from error
+
+
+def own_address_towards(host: str, port: int) -> str:
+    """This host's address on the interface that reaches `host`. Sends nothing."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[
+            0
+        ]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)
+            return str(probe.getsockname()[0])
+    except OSError as error:
+        raise ConfigError(
+            "--head-ip", f"{host} cannot be reached: {error.strerror or error}"
+        ) from error
+
+
+def listen_at(host: str, port: int) -> socket.socket:
+    """A listening socket, at a free port if `port` is 0; raises ConfigError if that cannot be."""
+    where = name_address(host, port)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigError("--head-ip", f"no such host, {host}: {error.strerror}") from error
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        # The port of a job that has just ended is free; on Linux, that of a living one is not.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        is_port = error.errno in (errno.EADDRINUSE, errno.EACCES)
+        raise ConfigError(
+            "--port" if is_port else "--head-ip",
+            f"rank 0 cannot listen at {where}: {error.strerror or error}",
+        ) from error
+    except BaseException:
+        listener.close()
+        raise
+    return listener

@@ -1,0 +1,202 @@
+"""What a run will take of every machine, worked out before anything is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from flexbench.core.errors import ConfigError
+from flexbench.dist.config import DUMMY_PATH, DistConfig
+from flexbench.dist.layers import Layer, layers_of
+from flexbench.dist.opt_config import OptConfig, get_opt_config, load_opt_config
+from flexbench.dist.partition import Balance, Stage, split_layers
+from flexbench.dist.placement import HomeBytes, bytes_of_rows, split_rows
+from flexbench.dist.policy import Policy
+from flexbench.dist.weight_files import find_model
+from flexbench.dist.weights import layout_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagePlan:
+    """One stage's share: bytes at each home, and what computing needs beside them."""
+
+    stage: Stage
+    weights: HomeBytes
+    cache: HomeBytes
+    activations: HomeBytes
+    buffers: int
+    """On the gpu: what is loaded is put here, double with overlap."""
+    temporaries: int
+    """On the gpu: an estimate of what the largest layer computes at once."""
+
+    @property
+    def total(self) -> HomeBytes:
+        """All of it; buffers and temporaries are on the gpu."""
+        extra = HomeBytes(gpu=self.buffers + self.temporaries)
+        return self.weights + self.cache + self.activations + extra
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistPlan:
+    """A configuration, the model it names, and the stages."""
+
+    config: DistConfig
+    model: OptConfig
+    policy: Policy
+    weights_path: str
+    num_inner_iterations: int
+    has_gpu: bool
+    stages: tuple[StagePlan, ...]
+
+    @property
+    def num_stages(self) -> int:
+        """Pipeline stages, one a rank."""
+        return len(self.stages)
+
+    @property
+    def num_prompts(self) -> int:
+        """Prompts of the run: one round."""
+        return self.policy.block_size * self.num_inner_iterations
+
+    @property
+    def is_dummy(self) -> bool:
+        """Whether the weights are random."""
+        return self.weights_path == DUMMY_PATH
+
+    @property
+    def backend(self) -> str:
+        """What carries the messages, in torch.distributed's words. Tokens go by gloo."""
+        is_nccl = self.has_gpu and self.config.comm_device == "gpu"
+        return "cpu:gloo,cuda:nccl" if is_nccl else "gloo"
+
+
+def make_plan(config: DistConfig, *, num_stages: int, has_gpu: bool) -> DistPlan:
+    """Find the model, share its layers, and add up what each stage takes.
+
+    Raises ConfigError and InputFileError for what cannot work; touches nothing.
+    """
+    model, weights_path = _find_model(config)
+    model = model.resolve_dtype(on_gpu=has_gpu)
+    policy = config.policy()
+    if config.debug_mode is not None and num_stages > 1:
+        raise ConfigError(
+            "--debug-mode",
+            "projects from a part of the layers, which says nothing of several stages that wait "
+            "for each other; use it with one rank",
+        )
+    if config.prompt_len + config.gen_len > model.max_position_embeddings:
+        raise ConfigError(
+            "--prompt-len",
+            f"{config.prompt_len} + {config.gen_len} (--gen-len) are more than the "
+            f"{model.max_position_embeddings} positions of {model.name}",
+        )
+    if config.stop is not None and config.stop >= model.vocab_size:
+        raise ConfigError("--stop", f"must be a token below {model.vocab_size}, not {config.stop}")
+    iterations = config.num_inner_iterations or num_stages
+    stages = split_layers(model, num_stages, Balance(config.balance))
+    return DistPlan(
+        config=config,
+        model=model,
+        policy=policy,
+        weights_path=weights_path,
+        num_inner_iterations=iterations,
+        has_gpu=has_gpu,
+        stages=tuple(_plan_stage(config, model, policy, stage, iterations) for stage in stages),
+    )
+
+
+def _find_model(config: DistConfig) -> tuple[OptConfig, str]:
+    """The model's dimensions, and where its weights are."""
+    path = config.weights_path
+    if path != DUMMY_PATH:
+        folder = find_model(path)
+        found = load_opt_config(folder, dtype=config.dtype)
+        if not Path(config.model).expanduser().is_dir() and config.model != path:
+            _check_same(get_opt_config(config.model), found, folder)
+        return found, str(folder)
+    if Path(config.model).expanduser().is_dir():
+        return load_opt_config(Path(config.model).expanduser(), dtype=config.dtype), path
+    return get_opt_config(config.model, dtype=config.dtype), path
+
+
+def _check_same(wanted: OptConfig, found: OptConfig, folder: Path) -> None:
+    for name in ("hidden_size", "num_attention_heads", "num_hidden_layers", "vocab_size"):
+        if getattr(wanted, name) != getattr(found, name):
+            raise ConfigError(
+                "--path",
+                f"{folder} holds a model with {name} {getattr(found, name)}, but {wanted.name} "
+                f"has {getattr(wanted, name)}; name the folder in --model, too",
+            )
+
+
+def _plan_stage(
+    config: DistConfig, model: OptConfig, policy: Policy, stage: Stage, iterations: int
+) -> StagePlan:
+    dtype: torch.dtype = getattr(torch, model.dtype)
+    layers = layers_of(model, stage, sep_layer=policy.sep_layer)
+    layouts = [layout_of(layer.specs, policy, dtype) for layer in layers]
+    weights = sum((layout.home_bytes for layout in layouts), HomeBytes())
+    largest_load = max(layout.num_bytes - layout.load_start for layout in layouts)
+
+    cache_of_one, cache_buffer = _cache_bytes(config, model, policy, dtype)
+    num_caches = sum(layer.num_caches for layer in layers)
+    cache = cache_of_one * (num_caches * policy.num_gpu_batches * iterations)
+
+    rows = policy.gpu_batch_size * config.prompt_len
+    hidden = model.hidden_bytes(policy.gpu_batch_size, config.prompt_len)
+    split = split_rows(rows, policy.activations)
+    activations = bytes_of_rows(split, hidden // rows) * policy.num_gpu_batches
+    turns = 2 if policy.overlap else 1
+    hidden_buffers = 0 if policy.activations.gpu == 100 else 2 * hidden
+    messages = 3 * policy.num_gpu_batches * hidden if stage.num_stages > 1 else 0
+    return StagePlan(
+        stage=stage,
+        weights=weights,
+        cache=cache,
+        activations=activations,
+        buffers=turns * (largest_load + cache_buffer) + hidden_buffers + messages,
+        temporaries=_temporaries(config, model, policy, layers),
+    )
+
+
+def _cache_bytes(
+    config: DistConfig, model: OptConfig, policy: Policy, dtype: torch.dtype
+) -> tuple[HomeBytes, int]:
+    """Keys and values of one layer and batch at their homes, and the buffer to load them into."""
+    from flexbench.dist.cache import CacheShape
+
+    shape = CacheShape(
+        batch_size=policy.gpu_batch_size,
+        num_heads=model.num_attention_heads,
+        head_dim=model.head_dim,
+        max_length=config.prompt_len + config.num_tokens - 1,
+        dtype=dtype,
+    )
+    split = split_rows(shape.num_rows, policy.cache)
+    row_bytes = 2 * shape.max_length * shape.row_bytes(policy.cache_compression)
+    dense_bytes = 2 * shape.max_length * shape.row_bytes(None)
+    loaded = split.cpu + split.disk
+    if policy.cache_compression is not None:
+        # All is decompressed, and what comes from elsewhere is there in both forms.
+        return bytes_of_rows(split, row_bytes), split.total * dense_bytes + loaded * row_bytes
+    if policy.cpu_cache_compute:
+        loaded = split.disk
+    return bytes_of_rows(split, row_bytes), loaded * dense_bytes
+
+
+def _temporaries(config: DistConfig, model: OptConfig, policy: Policy, layers: list[Layer]) -> int:
+    """Inputs, outputs and what is between them in the widest layer, for a batch's prefill."""
+    tokens = policy.gpu_batch_size * config.prompt_len
+    widest = max(8 * model.hidden_size, 2 * model.hidden_size + 2 * model.ffn_dim)
+    temporaries = tokens * widest * model.dtype_bytes
+    temporaries += policy.gpu_batch_size * model.vocab_size * 8  # logits, twice in float32
+    if policy.compress_weight:
+        elements = (
+            sum(spec.shape[0] * spec.shape[1] for spec in layer.specs if spec.is_matrix)
+            for layer in layers
+            if "embedding" not in layer.name or layer.name.startswith("output")
+        )
+        temporaries += 2 * max(elements) * model.dtype_bytes
+    return temporaries
