@@ -126,6 +126,18 @@ def available_memory_bytes() -> int | None:
     return min(known) if known else None
 
 
+def is_memory(folder: Path) -> bool:
+    """Whether files in `folder` are kept in memory; False where the system does not tell."""
+    try:
+        mounts = [line.split() for line in Path("/proc/mounts").read_text().splitlines()]
+    except OSError:
+        return False  # not Linux
+    types = {mount[1]: mount[2] for mount in mounts if len(mount) > 2}
+    path = folder.expanduser().absolute()
+    nearest = next(parent for parent in (path, *path.parents) if str(parent) in {*types, "/"})
+    return types.get(str(nearest), "") in ("tmpfs", "ramfs")
+
+
 def _free_of_machine() -> int | None:
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:

@@ -10,11 +10,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flexbench.dist.flexgen import add_distributed_parser_arguments, run_flexllmgen_dist
     from flexbench.dist.homes import ExecutionEnv, TorchDevice, TorchDisk, TorchMixedDevice
     from flexbench.dist.model import OptLM
     from flexbench.dist.opt_config import OptConfig, get_opt_config
     from flexbench.dist.pipeline import DistOptLM
     from flexbench.dist.policy import CompressionConfig, Policy
+    from flexbench.dist.process_group import initialize_distributed
 
 __all__ = [
     "CompressionConfig",
@@ -26,7 +28,10 @@ __all__ = [
     "TorchDevice",
     "TorchDisk",
     "TorchMixedDevice",
+    "add_distributed_parser_arguments",
     "get_opt_config",
+    "initialize_distributed",
+    "run_flexllmgen_dist",
 ]
 
 _HOME = {
@@ -39,7 +44,10 @@ _HOME = {
     "TorchDevice": "homes",
     "TorchDisk": "homes",
     "TorchMixedDevice": "homes",
+    "add_distributed_parser_arguments": "flexgen",
     "get_opt_config": "opt_config",
+    "initialize_distributed": "process_group",
+    "run_flexllmgen_dist": "flexgen",
 }
 
 

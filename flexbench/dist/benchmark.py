@@ -22,12 +22,13 @@ from flexbench.core.errors import ConfigError, FlexbenchError, RunError
 from flexbench.core.progress import Progress
 from flexbench.core.results import RECORD_SCHEMA_VERSION, ResultsFile, utc_now
 from flexbench.core.units import format_bytes
-from flexbench.dist.homes import ExecutionEnv
+from flexbench.dist.homes import ExecutionEnv, TorchDisk
 from flexbench.dist.launch import Launch
 from flexbench.dist.log_file import append_log, check_log, log_path
 from flexbench.dist.measurement import Measurement, Projection, StageReport
 from flexbench.dist.partition import Balance
 from flexbench.dist.pipeline import DistOptLM
+from flexbench.dist.placement import HomeBytes
 from flexbench.dist.plan import DistPlan
 from flexbench.dist.process_group import open_process_group
 from flexbench.dist.rank import Backstop, num_threads
@@ -261,23 +262,25 @@ def _count_generated(new_ids: IntArray, stop: int | None) -> int:
 
 
 def check_room(plan: DistPlan, launch: Launch) -> None:
-    """Raise ConfigError unless what this host's ranks will hold fits into what is free."""
-    first = launch.rank - launch.local_rank
-    local = plan.stages[first : first + launch.local_world_size]
-    own = plan.stages[launch.rank].total
-    host_bytes = sum(stage.total.cpu for stage in local)
+    """Raise ConfigError unless what the ranks will hold fits into what is free.
+
+    Each rank looks at its GPU; the first on a host at memory and disk, for all of them there.
+    """
     if plan.has_gpu:
-        free_gpu, _ = torch.cuda.mem_get_info(launch.local_rank % torch.cuda.device_count())
-        _check_fits("the GPU", own.gpu, free_gpu)
-    else:
-        host_bytes += sum(stage.total.gpu for stage in local)
-    _check_fits("memory", host_bytes, environment.available_memory_bytes())
-    disk_bytes = sum(stage.total.disk for stage in local)
-    if disk_bytes:
-        folder = plan.config.offload_dir.expanduser()
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        _check_fits(f"the disk of {folder}", disk_bytes, shutil.disk_usage(existing).free)
-        ExecutionEnv.create(folder).disk.check()
+        own = plan.stages[launch.rank].total
+        free, _ = torch.cuda.mem_get_info(launch.local_rank % torch.cuda.device_count())
+        _check_fits("the GPU", own.gpu, free)
+    if launch.local_rank > 0:
+        return
+    local = plan.stages[launch.rank : launch.rank + launch.local_world_size]
+    needed = sum((stage.total for stage in local), HomeBytes())
+    if needed.disk:
+        folder = plan.config.offload_dir
+        TorchDisk(folder).check()
+        free = shutil.disk_usage(folder.expanduser()).free
+        _check_fits(f"the disk of {folder}", needed.disk, free)
+    on_host = needed.cpu if plan.has_gpu else needed.cpu + needed.gpu
+    _check_fits("memory", on_host, environment.available_memory_bytes())
 
 
 def _check_fits(where: str, needed: int, free: int | None) -> None:

@@ -164,8 +164,18 @@ class Measurement:
 
     @property
     def bubble_of_schedule(self) -> float:
-        """What this run's schedule gives with equal stages: it drains at the end only."""
-        return idle_fraction(self.workload, len(self.stages))
+        """What this run's schedule gives with equal stages, and the times that units took.
+
+        It is not filled and drained at every token: the next one follows at once where T >= S.
+        """
+        prefill_s = sum(sum(stage.prefill_layer_s.values()) for stage in self.stages)
+        decode_s = sum(sum(stage.decode_layer_s.values()) for stage in self.stages)
+        return idle_fraction(
+            self.workload,
+            len(self.stages),
+            prefill_s=prefill_s,
+            decode_s=decode_s / max(1, self.workload.num_tokens - 1),
+        )
 
     @property
     def bottleneck(self) -> StageReport:

@@ -48,8 +48,8 @@ def open_process_group(watch: PeerWatch, launch: Launch, *, backend: str) -> Ite
     A rank that waits for a lost one in a call of torch is not woken: that is for `on_lost` of the
     watch to do, which runs in another thread.
     """
-    if launch.world_size == 1:
-        yield
+    if launch.world_size == 1 or distributed.is_initialized():
+        yield  # a program that calls us may have opened one
         return
     is_failed = True
     try:

@@ -261,20 +261,26 @@ def _ends_unit(step: Step, following: Step | None) -> bool:
     return following is None or following.unit != step.unit
 
 
-def idle_fraction(workload: Workload, num_stages: int) -> float:
-    """The share of time in which equal stages wait for each other, if every unit takes one step.
+def idle_fraction(
+    workload: Workload, num_stages: int, *, prefill_s: float = 1.0, decode_s: float = 1.0
+) -> float:
+    """The share of time in which stages wait for each other, if all are equally fast.
 
+    A unit takes every stage `prefill_s` when it is a prompt, `decode_s` when it is one token.
     A stage begins a unit when it has ended the one before and the stage before has ended this one;
     the first stage, moreover, when the last has the tokens that it needs.
     """
-    ends = [[0] * workload.num_units for _ in range(num_stages)]
+    ends = [[0.0] * workload.num_units for _ in range(num_stages)]
+    work = 0.0
     for unit in workload.units():
         n = unit.number
+        duration = prefill_s if unit.token == 0 else decode_s
+        work += duration
         for stage in range(num_stages):
-            ready = [ends[stage][n - 1]] if n else [0]
+            ready = [ends[stage][n - 1]] if n else [0.0]
             if stage > 0:
                 ready.append(ends[stage - 1][n])
             elif unit.token > 0:
                 ready.append(ends[-1][n - workload.num_iterations])
-            ends[stage][n] = max(ready) + 1
-    return 1 - workload.num_units / ends[-1][-1]
+            ends[stage][n] = max(ready) + duration
+    return 1 - work / ends[-1][-1]

@@ -8,16 +8,17 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from flexbench.core.units import format_bytes, format_seconds
+from flexbench.core.environment import is_memory
+from flexbench.core.units import format_bytes
 from flexbench.dist.measurement import Measurement, StageReport
-from flexbench.dist.partition import Stage
 from flexbench.dist.placement import HomeBytes
 from flexbench.dist.plan import DistPlan
 
 
 def placement_table(plan: DistPlan) -> Table:
     """What each stage will hold, where: bytes, and the share that was asked and that it became."""
-    table = Table(title=f"Placement of {plan.model.name}, {plan.model.dtype}", box=box.SIMPLE_HEAD)
+    title = f"Placement of {plan.model.name}, {plan.model.dtype}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for heading in ("stage", "what", "gpu", "cpu", "disk", "asked %", "placed %"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
     policy = plan.policy
@@ -76,6 +77,9 @@ def plan_facts(plan: DistPlan) -> Table:
     facts.add_row("Pipeline", f"{stages}, {_communication(plan)}")
     gpu = "a CUDA GPU" if plan.has_gpu else "the CPU: there is no CUDA here"
     facts.add_row("'gpu' is", gpu)
+    if any(stage.total.disk for stage in plan.stages):
+        note = " (which is in memory: no disk is measured)" if is_memory(config.offload_dir) else ""
+        facts.add_row("'disk' is", Text(f"{config.offload_dir}{note}"))
     if config.pin_weight and not plan.has_gpu:
         facts.add_row("", "memory is not page-locked, which only CUDA has use for")
     return facts
@@ -97,11 +101,11 @@ def results_table(plan: DistPlan, measurement: Measurement) -> Table:
     figures = measurement.figures()
     stages = "stage" if plan.num_stages == 1 else "stages"
     mark = " (projected)" if figures["projected"] else ""
-    table = Table(
-        title=f"{plan.model.name}, {plan.num_stages} {stages}, {plan.config.prompt_len} + "
-        f"{plan.config.gen_len} tokens{mark}",
-        box=box.SIMPLE_HEAD,
+    title = (
+        f"{plan.model.name}, {plan.num_stages} {stages}, {plan.config.prompt_len} + "
+        f"{plan.config.gen_len} tokens{mark}"
     )
+    table = Table(title=title, box=box.SIMPLE_HEAD, min_width=min(len(title), 80))
     for heading in ("", "latency s", "tokens/s"):
         table.add_column(heading, justify="right" if heading else "left")
     for name in ("prefill", "decode", "total"):
@@ -118,16 +122,16 @@ def stages_table(measurement: Measurement) -> Table:
     """What each stage spent its time with."""
     table = Table(title="Seconds of each stage", box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     headings = (
-        "stage",
-        "layers",
-        "compute",
-        "stalled",
+        "\nstage",
+        "\nlayers",
+        "com-\npute",
+        "\nstall",
         "weight\nload",
         "cache\nload",
         "cache\nstore",
-        "hidden",
-        "send",
-        "receive",
+        "acti-\nvations",
+        "\nsend",
+        "re-\nceive",
         "idle\n%",
     )
     for heading in headings:
@@ -192,18 +196,3 @@ def memory_table(plan: DistPlan, measurement: Measurement) -> Table:
             format_bytes(stage.disk_peak_bytes) if stage.disk_peak_bytes else "-",
         )
     return table
-
-
-def stage_name(stage: Stage) -> str:
-    """'layers 0 to 5 and the input embedding', say."""
-    parts = [f"layers {stage.layers.start} to {stage.layers.stop - 1}"]
-    if stage.is_first:
-        parts.append("input embedding")
-    if stage.is_last:
-        parts.append("output embedding")
-    return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """A duration for people."""
-    return format_seconds(seconds)
