@@ -11,7 +11,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -163,6 +163,16 @@ class ResultsFile:
             return None
         return record if isinstance(record, dict) else None
 
+    def other_subject(self, configuration: Mapping[str, Any], names: Sequence[str]) -> list[str]:
+        """Those of `names` in which the run appended last differs from `configuration`.
+
+        The seven columns do not hold them: a report would mix the runs.
+        """
+        before = (self.last_record() or {}).get("configuration")
+        if not isinstance(before, dict):
+            return []
+        return [n for n in names if before.get(n, configuration[n]) != configuration[n]]
+
     def append(self, row: ResultRow | None, record: Mapping[str, Any]) -> None:
         """Append one run: its record, and its row unless the run failed (`row` is None).
 
@@ -191,6 +201,14 @@ class ResultsFile:
             self.append(None, {**record, "status": status, "error": error.message})
         except FlexbenchError as lost:
             error.add_details(f"{lost.message}\n{lost.details}")
+
+
+def mixed_results_note(path: Path, other: Sequence[str]) -> str:
+    """What to tell a person whose results file has runs that differ in `other`."""
+    return (
+        f"Note: {path} has runs with another {', '.join(other)}, which a report cannot tell from "
+        "these; use another --output to keep them apart."
+    )
 
 
 def utc_now() -> str:

@@ -20,7 +20,7 @@ from flexbench import __version__
 from flexbench.core import environment
 from flexbench.core.errors import ConfigError, FlexbenchError, RunError
 from flexbench.core.progress import Progress
-from flexbench.core.results import RECORD_SCHEMA_VERSION, ResultsFile, utc_now
+from flexbench.core.results import RECORD_SCHEMA_VERSION, ResultsFile, mixed_results_note, utc_now
 from flexbench.core.units import format_bytes
 from flexbench.dist.homes import ExecutionEnv, TorchDisk
 from flexbench.dist.launch import Launch
@@ -41,6 +41,21 @@ PACKAGES = ("torch", "numpy", "safetensors")
 # alive is the watch's business.
 _LONGEST_RUN_S = 30 * 24 * 3600.0
 _FIRST_REAL_TOKEN = 4  # OPT's tokens 0 to 3 are special
+# What runs in one results file should have in common: its columns do not hold it.
+_SUBJECT = (
+    "model",
+    "dtype",
+    "percent",
+    "compress_weight",
+    "compress_cache",
+    "attn_sparsity",
+    "cpu_cache_compute",
+    "overlap",
+    "sep_layer",
+    "async_comm",
+    "cut_gen_len",
+    "debug_mode",
+)
 _WARMUP_TOKENS = 2  # one of the prefill, one of decoding
 
 
@@ -71,6 +86,8 @@ def run_benchmark(
         results.check()
         if log is not None:
             check_log(log)
+        if other := results.other_subject(_configuration(plan), _SUBJECT):
+            progress.note(mixed_results_note(results.path, other))
     torch.set_num_threads(num_threads(launch))
     keeper = _Keeper(plan, launch, results)
     with keeper.failures_kept(), Backstop(keeper.keep_failure) as backstop:
@@ -375,7 +392,7 @@ def _describe(plan: DistPlan, launch: Launch) -> dict[str, Any]:
         },
         "model": asdict(plan.model)
         | {"weights": "dummy" if plan.is_dummy else "real", "seed": config.seed},
-        "configuration": json.loads(json.dumps(asdict(config), default=str)),
+        "configuration": _configuration(plan),
         "placement": [
             {
                 "rank": stage.stage.rank,
@@ -395,13 +412,13 @@ def _describe(plan: DistPlan, launch: Launch) -> dict[str, Any]:
     }
 
 
+def _configuration(plan: DistPlan) -> dict[str, Any]:
+    """The options, as JSON has them."""
+    values: dict[str, Any] = json.loads(json.dumps(asdict(plan.config), default=str))
+    return values | {"model": plan.model.name, "dtype": plan.model.dtype}
+
+
 def _sizes(plan: DistPlan, measurement: Measurement) -> dict[str, int]:
-    """The sizes that FlexGen's log has: of the whole model, and of all prompts."""
-    model, config = plan.model, plan.config
-    length = config.prompt_len + config.gen_len
-    return {
-        "model": model.model_bytes(),
-        "cache": model.cache_bytes(plan.num_prompts, length),
-        "hidden": model.hidden_bytes(plan.num_prompts, length),
-        "gpu_peak": max(stage.gpu_peak_bytes for stage in measurement.stages),
-    }
+    """The sizes that FlexGen's log has."""
+    peak = max(stage.gpu_peak_bytes for stage in measurement.stages)
+    return {**plan.sizes, "gpu_peak": peak}

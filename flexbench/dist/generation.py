@@ -385,9 +385,6 @@ class Generation:
         if step.number not in self._new_kv:
             return
         start, k, v = self._new_kv.pop(step.number)
-        # The last token's keys and values are never read.
-        if start >= self._task.max_length:
-            return
         cache = self._caches[self._cache_key(step)]
         ticket = self._lanes["cache_store"].submit(lambda: cache.store(start, k, v))
         self._store_tickets[self._cache_key(step)] = ticket

@@ -61,6 +61,19 @@ class DistPlan:
         return self.policy.block_size * self.num_inner_iterations
 
     @property
+    def sizes(self) -> dict[str, int]:
+        """Bytes of the model, and of cache and activations for all prompts, wherever they are.
+
+        Uncompressed, and with every token of the whole run, as FlexGen reports them.
+        """
+        length = self.config.prompt_len + self.config.gen_len
+        return {
+            "model": self.model.model_bytes(),
+            "cache": self.model.cache_bytes(self.num_prompts, length),
+            "hidden": self.model.hidden_bytes(self.num_prompts, length),
+        }
+
+    @property
     def is_dummy(self) -> bool:
         """Whether the weights are random."""
         return self.weights_path == DUMMY_PATH

@@ -76,6 +76,8 @@ def plan_facts(plan: DistPlan) -> Table:
     stages = "1 stage" if plan.num_stages == 1 else f"{plan.num_stages} stages"
     facts.add_row("Pipeline", f"{stages}, {_communication(plan)}")
     gpu = "a CUDA GPU" if plan.has_gpu else "the CPU: there is no CUDA here"
+    sizes = ", ".join(f"{name} {format_bytes(size)}" for name, size in plan.sizes.items())
+    facts.add_row("Sizes", f"{sizes}, all prompts, uncompressed")
     facts.add_row("'gpu' is", gpu)
     if any(stage.total.disk for stage in plan.stages):
         note = " (which is in memory: no disk is measured)" if is_memory(config.offload_dir) else ""

@@ -11,7 +11,13 @@ from flexbench.core import environment
 from flexbench.core.errors import FlexbenchError
 from flexbench.core.processes import Crew, Deadline, Finished, Item, Ready, Worker
 from flexbench.core.progress import Phase, Progress, Silence
-from flexbench.core.results import RECORD_SCHEMA_VERSION, ResultRow, ResultsFile, utc_now
+from flexbench.core.results import (
+    RECORD_SCHEMA_VERSION,
+    ResultRow,
+    ResultsFile,
+    mixed_results_note,
+    utc_now,
+)
 from flexbench.petals.client import run_client
 from flexbench.petals.config import PetalsConfig, RunShape
 from flexbench.petals.measurement import Load, Measurement
@@ -243,18 +249,9 @@ def _describe(model: SwarmModel) -> dict[str, Any]:
 
 
 def _warn_of_other_subject(results: ResultsFile, plan: Plan, progress: Progress) -> None:
-    """The seven columns do not hold the model or the swarm: a report would mix them."""
-    last = results.last_record() or {}
-    before, now = last.get("configuration"), _configuration(plan)
-    if not isinstance(before, dict):
-        return
     subject = ("prefix", "initial_peers", "num_servers", "dtype", "device")
-    other = [name for name in subject if before.get(name, now[name]) != now[name]]
-    if other:
-        progress.note(
-            f"Note: {results.path} has runs with another {', '.join(other)}, which a report cannot "
-            "tell from these; use another --output to keep them apart."
-        )
+    if other := results.other_subject(_configuration(plan), subject):
+        progress.note(mixed_results_note(results.path, other))
 
 
 def _configuration(plan: Plan) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from itertools import product
 from typing import NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexbench.dist.schedule import (
@@ -20,6 +20,7 @@ from flexbench.dist.schedule import (
     StepAction,
     Unit,
     Workload,
+    idle_fraction,
     normal,
     overlap_multi_batch,
     overlap_one_batch,
@@ -98,6 +99,7 @@ def test_visits_count_the_layers_that_are_passed(shape: tuple[int, int, int, int
     assert list(seen.values()) == list(range(len(seen)))
 
 
+@settings(deadline=None)
 @given(*(st.integers(1, 4) for _ in range(3)))
 def test_a_unit_is_found_by_its_number(rounds: int, tokens: int, iterations: int) -> None:
     workload = workload_of(rounds, tokens, iterations)
@@ -457,3 +459,27 @@ def test_the_simulator_finds_a_first_stage_that_takes_results_too_late(
 
     assert not is_stuck(can_hold)
     assert is_stuck(can_hold + 1)
+
+
+# --- what a pipeline costs ---
+
+
+@pytest.mark.parametrize(
+    ("shape", "stages", "busy"),
+    [
+        ((3, 4, 2), 1, 1),
+        # Enough under way: a stage waits only for the first unit to come, and the last to go.
+        ((1, 1, 8), 4, 8 / 11),
+        ((2, 5, 4), 4, 40 / 43),
+        ((2, 5, 7), 4, 70 / 73),
+        # Too little: each token takes a way through all stages.
+        ((1, 5, 1), 4, 5 / 20),
+        ((1, 5, 2), 4, 10 / (5 * 4 + 1)),
+        # The next round's prompts need no token of this one's.
+        ((2, 1, 1), 4, 2 / 5),
+    ],
+)
+def test_stages_are_idle_as_long_as_they_wait(
+    shape: tuple[int, int, int], stages: int, busy: float
+) -> None:
+    assert idle_fraction(workload_of(*shape), stages) == pytest.approx(1 - busy)
