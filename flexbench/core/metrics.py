@@ -36,6 +36,74 @@ MEAN_LATENCY = Metric(
     higher_is_better=False,
 )
 
+PREFILL_LATENCY = Metric(
+    name="prefill_latency",
+    label="Prefill latency",
+    unit="s",
+    formula="sum over rounds of (first tokens of all prompts there - round began)",
+    higher_is_better=False,
+)
+
+PREFILL_THROUGHPUT = Metric(
+    name="prefill_throughput",
+    label="Prefill throughput",
+    unit="tokens/s",
+    formula="num_prompts * prompt_len / prefill_latency",
+    higher_is_better=True,
+)
+
+DECODE_LATENCY = Metric(
+    name="decode_latency",
+    label="Decode latency",
+    unit="s",
+    formula="sum over rounds of (last tokens of all prompts there - first tokens there)",
+    higher_is_better=False,
+)
+
+DECODE_THROUGHPUT = Metric(
+    name="decode_throughput",
+    label="Decode throughput",
+    unit="tokens/s",
+    formula="(total_tokens - num_prompts) / decode_latency",
+    higher_is_better=True,
+)
+
+TOTAL_LATENCY = Metric(
+    name="total_latency",
+    label="Total latency",
+    unit="s",
+    formula="prefill_latency + decode_latency",
+    higher_is_better=False,
+)
+
+TOTAL_THROUGHPUT = Metric(
+    name="total_throughput",
+    label="Total throughput",
+    unit="tokens/s",
+    formula="total_tokens / total_latency",
+    higher_is_better=True,
+)
+
+BUBBLE_FRACTION = Metric(
+    name="bubble_fraction",
+    label="Bubble",
+    unit="1",
+    formula="mean over stages of 1 - (wall_s - send_s - receive_s) / longest wall_s",
+    higher_is_better=False,
+)
+
+METRICS = (
+    THROUGHPUT,
+    MEAN_LATENCY,
+    PREFILL_LATENCY,
+    PREFILL_THROUGHPUT,
+    DECODE_LATENCY,
+    DECODE_THROUGHPUT,
+    TOTAL_LATENCY,
+    TOTAL_THROUGHPUT,
+    BUBBLE_FRACTION,
+)
+
 
 def throughput(total_tokens: int, wall_clock_s: float) -> float:
     """Generated tokens per second of the whole run.

@@ -61,7 +61,7 @@ def test_mean_latency_is_over_clients_and_rounds():
     assert metrics.mean_latency([1.0, 2.0, 6.0, 7.0]) == 4.0
 
 
-@pytest.mark.parametrize("metric", [metrics.THROUGHPUT, metrics.MEAN_LATENCY])
+@pytest.mark.parametrize("metric", metrics.METRICS, ids=lambda metric: metric.name)
 def test_the_documentation_defines_every_metric_as_the_code_does(metric):
     text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
     section = text.split(f"## {metric.name}\n")[1].split("\n## ")[0]
