@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 import typer
@@ -11,12 +12,13 @@ from flexbench.core.errors import MissingDependencyError
 from flexbench.core.options import SwitchCommand
 from flexbench.dist import config as defaults
 from flexbench.dist import options
-from flexbench.dist.config import DistConfig
+from flexbench.dist.config import DistConfig, config_from
+from flexbench.dist.launch import Launch, detect_launch
 from flexbench.dist.partition import Balance
+from flexbench.dist.rank import first_rank_speaks, open_console
 
 if TYPE_CHECKING:
     from flexbench.dist.benchmark import Outcome
-    from flexbench.dist.launch import Launch
     from flexbench.dist.plan import DistPlan
 
 
@@ -72,49 +74,13 @@ def dist(
     recognized: mpirun -np 2 flexbench dist. Weights, cache and activations
     are on gpu, cpu and disk as --percent says.
     """
-    import os
-
-    from flexbench.dist.launch import detect_launch
-    from flexbench.dist.rank import first_rank_speaks
-
+    # The options have the names that config_from knows: nothing is gained by listing them again.
+    arguments = dict(locals())
     launch = detect_launch(
         os.environ, rank=rank, local_rank=local_rank, world_size=world_size, use_mpi=use_mpi
     )
     with first_rank_speaks(launch):
-        config = DistConfig(
-            model=model,
-            path=path,
-            offload_dir=offload_dir or defaults.default_offload_dir(),
-            dtype=dtype,
-            prompt_len=prompt_len,
-            gen_len=gen_len,
-            cut_gen_len=cut_gen_len,
-            debug_mode=debug_mode,
-            gpu_batch_size=gpu_batch_size,
-            num_gpu_batches=num_gpu_batches,
-            percent=tuple(percent or (100, 0, 100, 0, 100, 0)),
-            sep_layer=sep_layer,
-            pin_weight=pin_weight,
-            cpu_cache_compute=cpu_cache_compute,
-            attn_sparsity=attn_sparsity,
-            compress_weight=compress_weight,
-            compress_cache=compress_cache,
-            overlap=overlap,
-            do_sample=do_sample,
-            temperature=temperature,
-            stop=stop,
-            seed=seed,
-            num_inner_iterations=num_inner_iterations,
-            async_comm=async_comm,
-            comm_device=comm_device,
-            balance=balance,
-            comm_timeout_s=comm_timeout,
-            allow_overcommit=allow_overcommit,
-            output=output,
-            log_file=log_file,
-            no_log=no_log,
-            verbose=verbose,
-        )
+        config = config_from(arguments)
         plan = _plan(config, launch)
     if dry_run:
         _show_plan(plan, launch)
@@ -137,7 +103,6 @@ def _plan(config: DistConfig, launch: Launch) -> DistPlan:
 
 
 def _show_plan(plan: DistPlan, launch: Launch) -> None:
-    from flexbench.dist.rank import open_console
     from flexbench.dist.tables import placement_table, plan_facts
 
     open_console(launch).print(plan_facts(plan), placement_table(plan))
@@ -148,7 +113,6 @@ def _run(
 ) -> None:
     from flexbench.core.progress import show_progress
     from flexbench.dist.benchmark import run_benchmark
-    from flexbench.dist.rank import open_console
 
     verbose = 0 if quiet else plan.config.verbose
     if verbose >= 1:
@@ -162,7 +126,6 @@ def _run(
 
 def _show_outcome(plan: DistPlan, launch: Launch, outcome: Outcome, verbose: int) -> None:
     from flexbench.dist import tables
-    from flexbench.dist.rank import open_console
 
     console = open_console(launch)
     measurement = outcome.measurement

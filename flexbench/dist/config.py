@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from flexbench.core.checks import check_count, check_seconds
 from flexbench.core.errors import ConfigError
@@ -165,6 +167,24 @@ class DistConfig:
         if self.path is not None:
             return self.path
         return self.model if Path(self.model).expanduser().is_dir() else DUMMY_PATH
+
+
+def config_from(arguments: Mapping[str, Any]) -> DistConfig:
+    """The configuration that options describe, by their names on the command line.
+
+    They are the names of FlexGen's scripts. What is missing, or None, has its default; what is no
+    option of ours is left alone.
+    """
+    renamed = {"comm_timeout": "comm_timeout_s"}
+    given = {renamed.get(name, name): value for name, value in arguments.items()}
+    known = {field.name for field in fields(DistConfig)}
+    values = {name: given[name] for name in known if given.get(name) is not None}
+    if "percent" in values:
+        values["percent"] = tuple(values["percent"])
+    for name in ("offload_dir", "output"):
+        if name in values:
+            values[name] = Path(values[name]).expanduser()
+    return DistConfig(**values)
 
 
 def _check_choice(option: str, value: str, accepted: tuple[str, ...]) -> None:

@@ -4,46 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any
 
 from flexbench.core.progress import Silence
 from flexbench.core.results import ResultRow
-from flexbench.dist.config import DistConfig
+from flexbench.dist.config import config_from
 from flexbench.dist.launch import detect_launch
-
-# Arguments of the original that are fields of our configuration, by the same name.
-_SAME_NAMES = (
-    "model",
-    "path",
-    "prompt_len",
-    "gen_len",
-    "cut_gen_len",
-    "debug_mode",
-    "gpu_batch_size",
-    "num_gpu_batches",
-    "sep_layer",
-    "pin_weight",
-    "cpu_cache_compute",
-    "attn_sparsity",
-    "compress_weight",
-    "compress_cache",
-    "overlap",
-    "num_inner_iterations",
-    "async_comm",
-    "comm_device",
-    "log_file",
-    "no_log",
-    "verbose",
-    # Ours alone; a program may set them all the same.
-    "dtype",
-    "do_sample",
-    "temperature",
-    "stop",
-    "seed",
-    "balance",
-    "allow_overcommit",
-)
 
 
 def run_flexllmgen_dist(args: Any) -> ResultRow | None:
@@ -59,7 +25,7 @@ def run_flexllmgen_dist(args: Any) -> ResultRow | None:
     from flexbench.dist.benchmark import run_benchmark
     from flexbench.dist.plan import make_plan
 
-    config = config_of(args)
+    config = config_from(vars(args))
     launch = detect_launch(
         os.environ,
         rank=getattr(args, "rank", None),
@@ -76,19 +42,6 @@ def run_flexllmgen_dist(args: Any) -> ResultRow | None:
         progress=Silence(),
     )
     return None if outcome is None else outcome.measurement.row()
-
-
-def config_of(args: Any) -> DistConfig:
-    """The configuration that a namespace of the original's options describes."""
-    values = {name: getattr(args, name) for name in _SAME_NAMES if hasattr(args, name)}
-    if hasattr(args, "percent"):
-        values["percent"] = tuple(args.percent)
-    for name in ("offload_dir", "output"):
-        if hasattr(args, name):
-            values[name] = Path(getattr(args, name)).expanduser()
-    if hasattr(args, "comm_timeout"):
-        values["comm_timeout_s"] = args.comm_timeout
-    return DistConfig(**values)
 
 
 def add_distributed_parser_arguments(parser: argparse.ArgumentParser) -> None:

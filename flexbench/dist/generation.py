@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from math import prod
 
-import numpy as np
 import torch
 
 from flexbench.core.errors import RunError
 from flexbench.dist import sampling
 from flexbench.dist.activations import HiddenStore
 from flexbench.dist.attention import prefill_attention
+from flexbench.dist.buffers import ReusedMemory
 from flexbench.dist.cache import CacheShape, LayerCache, Segment
 from flexbench.dist.homes import ExecutionEnv
 from flexbench.dist.lanes import InlineLane, Lane, ThreadLane, Ticket, synchronize
 from flexbench.dist.layers import MLP, InputEmbed, Layer, OutputEmbed
 from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.policy import Policy
+from flexbench.dist.prompts import Masks, Tokens
 from flexbench.dist.schedule import Action, Exchange, Op, Step, StepAction, Unit, Workload
 from flexbench.dist.task import IntArray, Task
 from flexbench.dist.timing import ComputeClock, StageTimes
@@ -58,9 +58,9 @@ class Generation:
         self._tick = tick
         self._device = env.gpu.device
         self._dtype: torch.dtype = getattr(torch, config.dtype)
-        self._outputs = _Outputs(task, config.pad_token_id)
-        self._memory = _ReusedMemory()
-        self._masks = _Masks(task, self._device)
+        self._tokens = Tokens(task, config.pad_token_id)
+        self._memory = ReusedMemory()
+        self._masks = Masks(task, self._device)
         self.times = StageTimes()
         self._clock = ComputeClock(self._device)
 
@@ -92,7 +92,7 @@ class Generation:
                     lane.close()
         finally:
             self._release()
-        return self._outputs.ids
+        return self._tokens.ids
 
     def _do(self, actions: Iterator[Action]) -> None:
         if self._link is not None:
@@ -188,7 +188,7 @@ class Generation:
 
     def _message(self, unit: Unit) -> torch.Tensor:
         if self._is_last:
-            return self._outputs.tokens(self._prompts(unit), unit.token)
+            return self._tokens.tokens(self._prompts(unit), unit.token)
         is_skipped = unit.number in self._skipped
         if is_skipped:
             positions = self._task.prompt_len if unit.token == 0 else 1
@@ -203,7 +203,7 @@ class Generation:
 
     def _take(self, unit: Unit, message: torch.Tensor) -> None:
         if self._is_first:
-            self._outputs.put(self._prompts(unit), unit.token, message)
+            self._tokens.put(self._prompts(unit), unit.token, message)
             return
         message = message.to(self._device)
         if self._task.stop is not None:
@@ -283,7 +283,7 @@ class Generation:
         self.times.layer_s[step.unit.token == 0, step.layer] += time.perf_counter() - started_at
 
     def _begin_unit(self, unit: Unit) -> None:
-        if self._is_first and self._outputs.all_finished(self._prompts(unit)):
+        if self._is_first and self._tokens.all_finished(self._prompts(unit)):
             self._skipped.add(unit.number)
 
     def _wait(self, what: str, tickets: dict[int, Ticket], number: int) -> None:
@@ -299,7 +299,7 @@ class Generation:
         weights = self._ready_weights(step)
         prompts = self._prompts(step.unit, step.batch)
         if isinstance(layer, InputEmbed):
-            ids = self._outputs.inputs(prompts, step.unit.token).to(self._device)
+            ids = self._tokens.inputs(prompts, step.unit.token).to(self._device)
             return layer.forward(weights, ids, self._masks.positions(prompts, step.unit.token))
         hidden = self._input(step)
         if isinstance(layer, MLP):
@@ -346,7 +346,7 @@ class Generation:
         output = self._layer_output.pop(step.number, None)
         if self._is_last:
             prompts = self._prompts(step.unit, step.batch)
-            self._outputs.put(prompts, step.unit.token, self._choose(step, prompts, output))
+            self._tokens.put(prompts, step.unit.token, self._choose(step, prompts, output))
         elif output is not None:
             self._outbox.append(output)
         if step.batch == self._workload.num_batches - 1:
@@ -413,88 +413,3 @@ class Generation:
 
     def _cache_key(self, step: Step) -> tuple[int, int, int]:
         return step.unit.iteration, step.layer, step.batch
-
-
-class _Outputs:
-    """Tokens of all prompts, as far as this stage knows them."""
-
-    def __init__(self, task: Task, pad_token_id: int) -> None:
-        self._task = task
-        self._pad = pad_token_id
-        shape = (task.num_prompts, task.prompt_len + task.gen_len)
-        self.ids = np.full(shape, pad_token_id, dtype=np.int64)
-        self.ids[:, : task.prompt_len] = task.input_ids
-        self._finished = np.zeros(task.num_prompts, dtype=bool)
-
-    def inputs(self, prompts: range, token: int) -> torch.Tensor:
-        """What is fed in to get `token`: the prompt, or the token before; (B, S)."""
-        end = self._task.prompt_len + token
-        start = 0 if token == 0 else end - 1
-        return torch.from_numpy(self.ids[prompts.start : prompts.stop, start:end].copy())
-
-    def tokens(self, prompts: range, token: int) -> torch.Tensor:
-        """The tokens that were chosen: (B,)."""
-        column = self._task.prompt_len + token
-        return torch.from_numpy(self.ids[prompts.start : prompts.stop, column].copy())
-
-    def put(self, prompts: range, token: int, tokens: torch.Tensor) -> None:
-        """Note the tokens that were chosen. A prompt that has had its stop token gets padding."""
-        rows = slice(prompts.start, prompts.stop)
-        chosen = tokens.numpy()
-        if self._task.stop is not None:
-            chosen = np.where(self._finished[rows], self._pad, chosen)
-            self._finished[rows] |= chosen == self._task.stop
-        self.ids[rows, self._task.prompt_len + token] = chosen
-
-    def all_finished(self, prompts: range) -> bool:
-        """Whether each of them has had its stop token."""
-        return bool(self._finished[prompts.start : prompts.stop].all())
-
-
-class _Masks:
-    """Where prompts have padding, and which positions their tokens are at."""
-
-    def __init__(self, task: Task, device: torch.device) -> None:
-        self._prompt_len = task.prompt_len
-        self._device = device
-        self._num_pad = torch.from_numpy(task.num_pad)
-        self._has_padding = task.num_pad.astype(bool)
-
-    def padding(self, prompts: range) -> torch.Tensor | None:
-        """How many first positions are padding: (B,); None if there is none at all."""
-        rows = slice(prompts.start, prompts.stop)
-        if not self._has_padding[rows].any():
-            return None
-        return self._num_pad[rows].to(self._device)
-
-    def is_real(self, prompts: range, length: int) -> torch.Tensor:
-        """Which of the first `length` positions hold no padding: (B, L)."""
-        num_pad = self._num_pad[prompts.start : prompts.stop].to(self._device)
-        return torch.arange(length, device=self._device)[None] >= num_pad[:, None]
-
-    def positions(self, prompts: range, token: int) -> torch.Tensor:
-        """The positions of what is fed in for `token`, from 0 at the first real one: (B, S)."""
-        num_pad = self._num_pad[prompts.start : prompts.stop].to(self._device)
-        end = self._prompt_len + token
-        start = 0 if token == 0 else end - 1
-        index = torch.arange(start, end, device=self._device)
-        # Padding has no position of its own; any will do.
-        return (index[None] - num_pad[:, None]).clamp_(min=0)
-
-
-class _ReusedMemory:
-    """Buffers that stay allocated, by name."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[object, torch.device], torch.Tensor] = {}
-
-    def get(
-        self, name: object, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-    ) -> torch.Tensor:
-        """Memory of this shape, with anything in it."""
-        num_bytes = prod(shape) * dtype.itemsize
-        buffer = self._buffers.get((name, device))
-        if buffer is None or buffer.nbytes < num_bytes:
-            buffer = torch.empty(num_bytes, dtype=torch.uint8, device=device)
-            self._buffers[name, device] = buffer
-        return buffer[:num_bytes].view(dtype).view(shape)

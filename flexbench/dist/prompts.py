@@ -1,0 +1,75 @@
+"""The prompts of one call of `generate`: their tokens, padding and positions."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from flexbench.dist.task import Task
+
+
+class Tokens:
+    """Tokens of all prompts, as far as this stage knows them."""
+
+    def __init__(self, task: Task, pad_token_id: int) -> None:
+        self._task = task
+        self._pad = pad_token_id
+        shape = (task.num_prompts, task.prompt_len + task.gen_len)
+        self.ids = np.full(shape, pad_token_id, dtype=np.int64)
+        self.ids[:, : task.prompt_len] = task.input_ids
+        self._finished = np.zeros(task.num_prompts, dtype=bool)
+
+    def inputs(self, prompts: range, token: int) -> torch.Tensor:
+        """What is fed in to get `token`: the prompt, or the token before; (B, S)."""
+        end = self._task.prompt_len + token
+        start = 0 if token == 0 else end - 1
+        return torch.from_numpy(self.ids[prompts.start : prompts.stop, start:end].copy())
+
+    def tokens(self, prompts: range, token: int) -> torch.Tensor:
+        """The tokens that were chosen: (B,)."""
+        column = self._task.prompt_len + token
+        return torch.from_numpy(self.ids[prompts.start : prompts.stop, column].copy())
+
+    def put(self, prompts: range, token: int, tokens: torch.Tensor) -> None:
+        """Note the tokens that were chosen. A prompt that has had its stop token gets padding."""
+        rows = slice(prompts.start, prompts.stop)
+        chosen = tokens.numpy()
+        if self._task.stop is not None:
+            chosen = np.where(self._finished[rows], self._pad, chosen)
+            self._finished[rows] |= chosen == self._task.stop
+        self.ids[rows, self._task.prompt_len + token] = chosen
+
+    def all_finished(self, prompts: range) -> bool:
+        """Whether each of them has had its stop token."""
+        return bool(self._finished[prompts.start : prompts.stop].all())
+
+
+class Masks:
+    """Where prompts have padding, and which positions their tokens are at."""
+
+    def __init__(self, task: Task, device: torch.device) -> None:
+        self._prompt_len = task.prompt_len
+        self._device = device
+        self._num_pad = torch.from_numpy(task.num_pad)
+        self._has_padding = task.num_pad.astype(bool)
+
+    def padding(self, prompts: range) -> torch.Tensor | None:
+        """How many first positions are padding: (B,); None if there is none at all."""
+        rows = slice(prompts.start, prompts.stop)
+        if not self._has_padding[rows].any():
+            return None
+        return self._num_pad[rows].to(self._device)
+
+    def is_real(self, prompts: range, length: int) -> torch.Tensor:
+        """Which of the first `length` positions hold no padding: (B, L)."""
+        num_pad = self._num_pad[prompts.start : prompts.stop].to(self._device)
+        return torch.arange(length, device=self._device)[None] >= num_pad[:, None]
+
+    def positions(self, prompts: range, token: int) -> torch.Tensor:
+        """The positions of what is fed in for `token`, from 0 at the first real one: (B, S)."""
+        num_pad = self._num_pad[prompts.start : prompts.stop].to(self._device)
+        end = self._prompt_len + token
+        start = 0 if token == 0 else end - 1
+        index = torch.arange(start, end, device=self._device)
+        # Padding has no position of its own; any will do.
+        return (index[None] - num_pad[:, None]).clamp_(min=0)
