@@ -14,6 +14,7 @@ import torch
 from torch import distributed
 
 from flexbench.core.errors import WorkerError
+from flexbench.dist.lanes import synchronize
 
 
 class PeerError(WorkerError):
@@ -65,7 +66,7 @@ class PipelineLink:
         assert self._posted is not None
         work, message = self._posted
         self._posted = None
-        self._wait(work, self._previous)
+        self._wait(work, message, self._previous)
         self.receive_s += time.perf_counter() - started_at
         return message
 
@@ -96,9 +97,9 @@ class PipelineLink:
         if self._sending is None:
             return
         started_at = time.perf_counter()
-        work, _ = self._sending
+        work, message = self._sending
         self._sending = None
-        self._wait(work, self._next)
+        self._wait(work, message, self._next)
         self.send_s += time.perf_counter() - started_at
 
     def _begin_send(self, message: torch.Tensor) -> None:
@@ -113,9 +114,11 @@ class PipelineLink:
             raise PeerError(self._next, _first_line(error)) from error
         self._sending = (work, message)
 
-    def _wait(self, work: Any, peer: int) -> None:
+    def _wait(self, work: Any, message: torch.Tensor, peer: int) -> None:
         try:
             work.wait()
+            # NCCL only makes the stream wait: the time would be lost among the computing.
+            synchronize(message.device)
         except RuntimeError as error:
             raise PeerError(peer, _first_line(error)) from error
 
