@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import platform
 import re
+import resource
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -124,6 +126,24 @@ def available_memory_bytes() -> int | None:
     amounts = [_free_of_machine(), _free_of_container()]
     known = [amount for amount in amounts if amount is not None]
     return min(known) if known else None
+
+
+def peak_resident_bytes() -> int:
+    """The largest resident set of this process, since its start or the last reset."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as lines:
+            for line in lines:
+                if line.startswith("VmHWM:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        pass  # not Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak_resident_bytes() -> None:
+    """Begin anew with `peak_resident_bytes`, where the system allows it."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def is_memory(folder: Path) -> bool:

@@ -35,12 +35,14 @@ def prefill_attention(
 
 
 def decode_weights(
-    q_RD: torch.Tensor, k_LRD: torch.Tensor, is_real_RL: torch.Tensor
+    q_RD: torch.Tensor, k_LRD: torch.Tensor, is_real_RL: torch.Tensor | None
 ) -> torch.Tensor:
-    """Attention weights (R, L) of one new position over all, in float32."""
+    """Attention weights (R, L) of one new position over all, or all that are real, in float32."""
     scale = q_RD.shape[-1] ** -0.5
     scores = torch.bmm((q_RD * scale)[:, None], k_LRD.permute(1, 2, 0))[:, 0].float()
-    return scores.masked_fill_(~is_real_RL, float("-inf")).softmax(dim=-1)
+    if is_real_RL is not None:
+        scores.masked_fill_(~is_real_RL, float("-inf"))
+    return scores.softmax(dim=-1)
 
 
 def decode_values(weights_RL: torch.Tensor, v_LRD: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import shutil
 import threading
 from collections.abc import Iterator
@@ -56,6 +55,7 @@ _SUBJECT = (
     "cut_gen_len",
     "debug_mode",
 )
+_PLANNED = ("weights", "cache", "activations", "buffers", "temporaries")
 _WARMUP_TOKENS = 2  # one of the prefill, one of decoding
 
 
@@ -129,6 +129,8 @@ def _meet_and_run(
             check_room(plan, launch)
         _meet(watch, launch, "room")
         env = ExecutionEnv.create(plan.config.offload_dir, local_rank=launch.local_rank)
+        if env.has_gpu:
+            torch.cuda.set_device(env.gpu.device)
         with open_process_group(watch, launch, backend=plan.backend), _memory_errors():
             return _run(plan, launch, watch, env, progress)
 
@@ -147,6 +149,7 @@ def _run(
     config = plan.config
     prompts = _prompts(plan)
     model = _load(plan, launch, env, progress)
+    environment.reset_peak_resident_bytes()  # checkpoints are mapped while they are read
     try:
         generate = partial(
             model.generate,
@@ -216,7 +219,8 @@ def _prompts(plan: DistPlan) -> IntArray:
 def _report(plan: DistPlan, launch: Launch, env: ExecutionEnv, model: DistOptLM) -> StageReport:
     times = model.times
     layers = plan.stages[launch.rank].stage.layers
-    gpu_peak = torch.cuda.max_memory_allocated() if env.has_gpu else env.gpu.ledger.peak_bytes
+    device = env.gpu.device
+    gpu_peak = torch.cuda.max_memory_allocated(device) if env.has_gpu else env.gpu.ledger.peak_bytes
     return StageReport(
         rank=launch.rank,
         layers=(layers.start, layers.stop),
@@ -230,7 +234,7 @@ def _report(plan: DistPlan, launch: Launch, env: ExecutionEnv, model: DistOptLM)
         send_s=times.send_s,
         receive_s=times.receive_s,
         gpu_peak_bytes=gpu_peak,
-        cpu_peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        cpu_peak_bytes=environment.peak_resident_bytes(),
         disk_peak_bytes=env.disk.ledger.peak_bytes,
         prefill_layer_s=times.layer_seconds(is_prefill=True),
         decode_layer_s=times.layer_seconds(is_prefill=False),
@@ -397,10 +401,7 @@ def _describe(plan: DistPlan, launch: Launch) -> dict[str, Any]:
             {
                 "rank": stage.stage.rank,
                 "layers": [stage.stage.layers.start, stage.stage.layers.stop],
-                **{name: asdict(getattr(stage, name)) for name in ("weights", "cache")},
-                "activations": asdict(stage.activations),
-                "buffers": stage.buffers,
-                "temporaries": stage.temporaries,
+                **{name: asdict(getattr(stage, name)) for name in _PLANNED},
             }
             for stage in plan.stages
         ],

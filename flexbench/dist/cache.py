@@ -171,17 +171,25 @@ class LayerCache:
         q_BHD: torch.Tensor,
         k_BHD: torch.Tensor,
         v_BHD: torch.Tensor,
-        is_real_BL: torch.Tensor,
+        is_real_BL: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attention of one new position over the past and itself: (B, H, D)."""
         q, k, v = (x.flatten(0, 1) for x in (q_BHD, k_BHD, v_BHD))
-        is_real = is_real_BL.repeat_interleave(self._shape.num_heads, dim=0)
+        is_real = None
+        if is_real_BL is not None:
+            is_real = is_real_BL.repeat_interleave(self._shape.num_heads, dim=0)
         outputs = []
         for segment in segments:
             rows = slice(segment.rows.start, segment.rows.stop)
             device = segment.k.device
-            inputs = [x[rows].to(device) for x in (q, k, v, is_real)]
-            output = _attend_segment(segment, *inputs, sparsity=self._sparsity)
+            output = _attend_segment(
+                segment,
+                q[rows].to(device),
+                k[rows].to(device),
+                v[rows].to(device),
+                None if is_real is None else is_real[rows].to(device),
+                sparsity=self._sparsity,
+            )
             outputs.append(output.to(q.device, q.dtype))
         out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
         return out.view(q_BHD.shape)
@@ -192,7 +200,7 @@ def _attend_segment(
     q_RD: torch.Tensor,
     k_RD: torch.Tensor,
     v_RD: torch.Tensor,
-    is_real_RL: torch.Tensor,
+    is_real_RL: torch.Tensor | None,
     *,
     sparsity: float,
 ) -> torch.Tensor:
@@ -201,14 +209,15 @@ def _attend_segment(
     if segment.is_home or sparsity == 1:
         segment.v[past] = v_RD
     k, v = segment.k, segment.v
-    if k.device.type == "cpu" and k.dtype == torch.float16:
-        # Half precision is for GPUs: on a CPU it is slow, and its sums are inexact.
-        q_RD, k = q_RD.float(), k.float()
+    # Half precision is for GPUs: on a CPU it is slow, and its sums are inexact.
+    is_half_on_cpu = k.device.type == "cpu" and k.dtype != torch.float32
+    if is_half_on_cpu:
+        q_RD, k, v_RD = q_RD.float(), k.float(), v_RD.float()
     weights = decode_weights(q_RD, k, is_real_RL)
     if sparsity == 1:
-        return decode_values(weights, v)
+        return decode_values(weights, v.float() if is_half_on_cpu else v)
     top, index = most_weight(weights, sparsity)
-    chosen = gather_positions(v[:past], index.to(v.device)).to(v_RD.device)
+    chosen = gather_positions(v[:past], index.to(v.device)).to(v_RD.device, v_RD.dtype)
     return sparse_values(top, chosen, weights[:, past], v_RD)
 
 

@@ -12,6 +12,7 @@ import torch
 from flexbench.dist.policy import CompressionConfig
 
 _LEVELS = 15  # the highest of 4 bits
+_SMALLEST_RANGE = 1e-30  # of a group whose elements are all the same
 
 
 def num_groups(width: int, config: CompressionConfig) -> int:
@@ -41,10 +42,10 @@ def compress(x: torch.Tensor, config: CompressionConfig) -> torch.Tensor:
     minimum = grouped.amin(dim=-1, keepdim=True)
     spread = grouped.amax(dim=-1, keepdim=True) - minimum
     # In float32: levels computed in a half type would be off where the range is large.
-    scale = _LEVELS / spread.float().clamp(min=torch.finfo(torch.float32).tiny)
-    levels = ((grouped.float() - minimum.float()) * scale).round_().clamp_(0, _LEVELS)
-    levels = levels.to(torch.uint8).reshape(*x.shape[:-1], filled)
-    packed = levels[..., 0::2] | (levels[..., 1::2] << 4)
+    levels = grouped.to(torch.float32, copy=True)
+    levels.sub_(minimum).mul_(_LEVELS / spread.float().clamp_(min=_SMALLEST_RANGE))
+    packed = levels.round_().clamp_(0, _LEVELS).to(torch.uint8).view(*x.shape[:-1], filled)
+    packed = packed[..., 0::2] | (packed[..., 1::2] << 4)
     bounds = torch.cat([minimum, spread], dim=-1).flatten(-2).contiguous()
     return torch.cat([packed, bounds.view(torch.uint8)], dim=-1)
 
@@ -57,7 +58,10 @@ def decompress(
     packed, bounds = records.split([packed_bytes(width, config), groups * 2 * dtype.itemsize], -1)
     bounds = bounds.contiguous().view(dtype).reshape(*records.shape[:-1], groups, 2)
     minimum, spread = bounds[..., :1], bounds[..., 1:]
-    levels = torch.stack([packed & 0xF, packed >> 4], dim=-1).flatten(-2)
-    grouped = levels.reshape(*records.shape[:-1], groups, config.group_size).to(dtype)
-    x = grouped * (spread / _LEVELS) + minimum
+    # In place: weights are decompressed in every step.
+    x = torch.empty((*packed.shape, 2), dtype=dtype, device=records.device)
+    x[..., 0] = packed & 0xF
+    x[..., 1] = packed >> 4
+    x = x.view(*records.shape[:-1], groups, config.group_size)
+    x.mul_(spread / _LEVELS).add_(minimum)
     return x.flatten(-2)[..., :width]

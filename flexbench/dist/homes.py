@@ -18,6 +18,9 @@ import torch
 
 from flexbench.core.errors import ConfigError, RunError
 
+# What file systems and disks work with; parts begin at multiples of it.
+_BLOCK_BYTES = 4096
+
 
 class Part(Protocol):
     """Rows of a tensor in one home."""
@@ -52,8 +55,9 @@ class Ledger:
 class MemoryPart:
     """Rows in the memory of a device; `tensor` has them in place."""
 
-    def __init__(self, tensor: torch.Tensor, ledger: Ledger) -> None:
+    def __init__(self, tensor: torch.Tensor, ledger: Ledger, *, pin: bool = False) -> None:
         self.tensor = tensor
+        self._is_pinned = pin and _page_lock(tensor)
         self._ledger = ledger
         ledger.take(tensor.nbytes)
 
@@ -73,17 +77,39 @@ class MemoryPart:
     def close(self) -> None:
         """Let go of the memory."""
         self._ledger.take(-self.tensor.nbytes)
+        self._unlock()
         self.tensor = self.tensor[:0].clone()
+
+    def _unlock(self) -> None:
+        if self._is_pinned:
+            self._is_pinned = False
+            torch.cuda.cudart().cudaHostUnregister(self.tensor.data_ptr())
+
+    def __del__(self) -> None:
+        self._unlock()
+
+
+def _page_lock(tensor: torch.Tensor) -> bool:
+    """Lock host memory to its place, for CUDA to copy faster; whether there was need to.
+
+    Torch's own pinned memory is rounded up to a power of two, and not given back.
+    """
+    if tensor.device.type != "cpu" or not tensor.nbytes or not torch.cuda.is_available():
+        return False
+    error = torch.cuda.cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0)
+    if int(error) != 0:
+        raise RunError(f"{tensor.nbytes} bytes of host memory cannot be page-locked: {error}")
+    return True
 
 
 class DiskPart:
-    """Rows in a file that has no name: it is gone when the process is, however that ends."""
+    """Rows in a file, from the byte `offset` on. The file belongs to its TorchDisk."""
 
     def __init__(
-        self, file_descriptor: int, shape: Sequence[int], dtype: torch.dtype, ledger: Ledger
+        self, file_descriptor: int, offset: int, shape: Sequence[int], dtype: torch.dtype
     ) -> None:
         self._file = file_descriptor
-        self._ledger = ledger
+        self._offset = offset
         self._shape = tuple(shape)
         self._dtype = dtype
         self._row_bytes = prod(self._shape[1:]) * dtype.itemsize
@@ -96,7 +122,7 @@ class DiskPart:
     def write(self, start: int, rows: torch.Tensor) -> None:
         """Write `rows` to the file. Raises RunError when the disk refuses."""
         data = _bytes_of(rows.to("cpu", self._dtype).contiguous())
-        offset = start * self._row_bytes
+        offset = self._offset + start * self._row_bytes
         try:
             while data:
                 written = os.pwrite(self._file, data, offset)
@@ -109,7 +135,7 @@ class DiskPart:
         # A GPU gets them through host memory.
         target = out if out.device.type == "cpu" else torch.empty_like(out, device="cpu")
         data = _bytes_of(target)
-        offset = start * self._row_bytes
+        offset = self._offset + start * self._row_bytes
         try:
             while data:
                 count = os.preadv(self._file, [data], offset)
@@ -122,18 +148,12 @@ class DiskPart:
             out.copy_(target)
 
     def close(self) -> None:
-        """Let go of the file, and so of its space."""
-        if self._file >= 0:
-            os.close(self._file)
-            self._ledger.take(-self._shape[0] * self._row_bytes)
-            self._file = -1
-
-    def __del__(self) -> None:
-        self.close()
+        """Nothing: the space is given back with the whole file."""
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
     """The memory of a contiguous CPU tensor."""
+    assert tensor.is_contiguous(), "a copy would be filled, not the tensor"
     return memoryview(tensor.flatten().view(torch.uint8).numpy())
 
 
@@ -148,20 +168,28 @@ class TorchDevice:
         self, shape: Sequence[int], dtype: torch.dtype, *, pin: bool = False
     ) -> MemoryPart:
         """Rows of any content. `pin` locks host memory to its place, for CUDA to copy faster."""
-        can_pin = pin and self.device.type == "cpu" and torch.cuda.is_available()
-        tensor = torch.empty(tuple(shape), dtype=dtype, device=self.device, pin_memory=can_pin)
-        return MemoryPart(tensor, self.ledger)
+        tensor = torch.empty(tuple(shape), dtype=dtype, device=self.device)
+        return MemoryPart(tensor, self.ledger, pin=pin)
 
 
 class TorchDisk:
-    """Files in a folder, which is made if it is missing.
+    """A file in a folder, which is made if it is missing.
 
-    Raises ConfigError for a folder that cannot be made or written.
+    The file has no name: it is gone when the process is, however that ends. What `allocate` gives
+    lies in it, and is given back with it by `close`.
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).expanduser()
         self.ledger = Ledger()
+        self._file = -1
+        self._end = self._num_bytes = 0
+
+    def branch(self) -> TorchDisk:
+        """Another file in the same folder; what it takes counts here, too."""
+        disk = TorchDisk(self.folder)
+        disk.ledger = self.ledger
+        return disk
 
     def check(self) -> None:
         """Find out whether a file can be made. Raises ConfigError naming --offload-dir."""
@@ -175,18 +203,20 @@ class TorchDisk:
         pin: bool = False,  # noqa: ARG002
     ) -> DiskPart:
         """Rows of zeros. The disk reserves the space now; raises RunError if it cannot."""
+        if self._file < 0:
+            self._file = self._new_file()
+        offset = -(-self._end // _BLOCK_BYTES) * _BLOCK_BYTES
         num_bytes = prod(shape) * dtype.itemsize
-        file = self._new_file()
         try:
-            if num_bytes:
-                os.posix_fallocate(file, 0, num_bytes)
+            os.posix_fallocate(self._file, offset, max(num_bytes, 1))
         except OSError as error:
-            os.close(file)
             raise RunError(
                 f"--offload-dir: {self.folder} has no room for {num_bytes} bytes: {error.strerror}"
             ) from error
+        self._end = offset + num_bytes
+        self._num_bytes += num_bytes
         self.ledger.take(num_bytes)
-        return DiskPart(file, shape, dtype, self.ledger)
+        return DiskPart(self._file, offset, shape, dtype)
 
     def _new_file(self) -> int:
         try:
@@ -197,6 +227,16 @@ class TorchDisk:
             raise ConfigError(
                 "--offload-dir", f"cannot write to {self.folder}: {error.strerror or error}"
             ) from error
+
+    def close(self) -> None:
+        """Let go of the file, and so of its space. Its parts cannot be used any more."""
+        if self._file >= 0:
+            os.close(self._file)
+            self.ledger.take(-self._num_bytes)
+            self._file, self._end, self._num_bytes = -1, 0, 0
+
+    def __del__(self) -> None:
+        self.close()
 
 
 @dataclass
@@ -256,6 +296,12 @@ class ExecutionEnv:
         name = f"cuda:{local_rank % torch.cuda.device_count()}" if has_gpu else "cpu"
         gpu, cpu, disk = TorchDevice(name), TorchDevice("cpu"), TorchDisk(offload_dir)
         return cls(gpu=gpu, cpu=cpu, disk=disk, mixed=TorchMixedDevice((gpu, cpu, disk)))
+
+    def branch(self) -> ExecutionEnv:
+        """The same homes, but for a file of its own on disk."""
+        disk = self.disk.branch()
+        mixed = TorchMixedDevice((self.gpu, self.cpu, disk))
+        return ExecutionEnv(gpu=self.gpu, cpu=self.cpu, disk=disk, mixed=mixed)
 
     @property
     def has_gpu(self) -> bool:

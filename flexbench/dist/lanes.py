@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, Protocol
 
@@ -45,11 +46,14 @@ class Lane(Protocol):
     busy_s: float
     """Time spent on them so far."""
 
-    def submit(self, work: Callable[[], None]) -> Ticket:
-        """Do `work` after all that was submitted before."""
+    def submit(self, work: Callable[[], None], *, after: Ticket | None = None) -> Ticket:
+        """Do `work` after all that was submitted before, and after what another lane does."""
 
-    def close(self) -> None:
-        """End; what has not begun is dropped."""
+    def end(self) -> None:
+        """Stop after what is being done now; the rest is dropped."""
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until it has stopped."""
 
 
 class InlineLane:
@@ -59,16 +63,21 @@ class InlineLane:
         self._device = device
         self.busy_s = 0.0
 
-    def submit(self, work: Callable[[], None]) -> Ticket:
+    def submit(self, work: Callable[[], None], *, after: Ticket | None = None) -> Ticket:
         """Do `work` now."""
+        if after is not None:
+            after.wait()
         started_at = time.perf_counter()
         work()
         synchronize(self._device)
         self.busy_s += time.perf_counter() - started_at
         return _DONE
 
-    def close(self) -> None:
-        """Nothing to end."""
+    def end(self) -> None:
+        """Nothing is under way."""
+
+    def join(self, timeout_s: float) -> None:
+        """Nobody to wait for."""
 
 
 class ThreadLane:
@@ -78,13 +87,13 @@ class ThreadLane:
         self.busy_s = 0.0
         self._device = device
         self._is_closed = False
-        self._queue: SimpleQueue[tuple[Callable[[], None], Ticket, Any] | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Order | None] = SimpleQueue()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         # A daemon: a process that fails is not to be kept alive by its copies.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, work: Callable[[], None]) -> Ticket:
+    def submit(self, work: Callable[[], None], *, after: Ticket | None = None) -> Ticket:
         """Do `work` in the lane's thread."""
         ticket = Ticket()
         computed = None
@@ -92,43 +101,64 @@ class ThreadLane:
             # What has been computed until now may be what is stored, or still use the buffer.
             computed = torch.cuda.Event()
             computed.record(torch.cuda.current_stream(self._device))
-        self._queue.put((work, ticket, computed))
+        self._queue.put(_Order(work, ticket, after, computed))
         return ticket
 
-    def close(self) -> None:
-        """Stop after what is being done now."""
+    def end(self) -> None:
+        """Stop after what is being done now; the rest is dropped."""
         self._is_closed = True
         self._queue.put(None)
-        self._thread.join(timeout=5)
+
+    def join(self, timeout_s: float) -> None:
+        """Wait until the thread has stopped."""
+        self._thread.join(timeout_s)
 
     def _run(self) -> None:
         with torch.inference_mode():
-            while (item := self._queue.get()) is not None:
-                work, ticket, computed = item
+            while (order := self._queue.get()) is not None:
                 if self._is_closed:
-                    ticket.finish(RuntimeError("the lane was closed before"))
+                    order.ticket.finish(RuntimeError("the lane was closed before"))
                     continue
                 try:
-                    self._do(work, computed)
+                    self._do(order)
                 except BaseException as error:  # noqa: BLE001 - whoever waits gets it
-                    ticket.finish(error)
+                    order.ticket.finish(error)
                 else:
-                    ticket.finish()
-                # Or it would keep the last tensors alive until the next work comes.
-                del item, work, ticket, computed
+                    order.ticket.finish()
+                # Or it would keep the last tensors alive until the next order comes.
+                del order
 
-    def _do(self, work: Callable[[], None], computed: Any) -> None:
+    def _do(self, order: _Order) -> None:
+        if order.after is not None:
+            order.after.wait()
         stream = self._stream
         with torch.cuda.stream(stream) if stream is not None else nullcontext():
             if stream is not None:
-                stream.wait_event(computed)
+                stream.wait_event(order.computed)
                 stream.synchronize()
             started_at = time.perf_counter()
-            work()
+            order.work()
             if stream is not None:
                 # Done is done: buffers and their sources may be used again by anyone.
                 stream.synchronize()
             self.busy_s += time.perf_counter() - started_at
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Something to do, after a ticket of another lane and a CUDA event, if any."""
+
+    work: Callable[[], None]
+    ticket: Ticket
+    after: Ticket | None
+    computed: Any
+
+
+def open_lanes(names: Sequence[str], device: torch.device, *, are_threads: bool) -> dict[str, Lane]:
+    """A lane for each name: threads that work beside the computing, or none at all."""
+    if are_threads:
+        return {name: ThreadLane(name, device) for name in names}
+    return {name: InlineLane(device) for name in names}
 
 
 def synchronize(device: torch.device) -> None:

@@ -62,11 +62,12 @@ class OptLM:
         self.on_unit: Callable[[], None] = _ignore
         """Called whenever the stage has done one token of one block of prompts."""
         self._weights: list[LayerWeights] = []
+        self._weight_env = env.branch()
         source = self._open_source(path, weight_seed)
         dtype: torch.dtype = getattr(torch, self.config.dtype)
         try:
             for layer in self.layers:
-                self._weights.append(LayerWeights(layer.specs, policy, env, dtype))
+                self._weights.append(LayerWeights(layer.specs, policy, self._weight_env, dtype))
                 self._weights[-1].fill(source)
                 if on_layer is not None:
                     on_layer()
@@ -79,6 +80,7 @@ class OptLM:
         for weights in self._weights:
             weights.close()
         self._weights = []
+        self._weight_env.disk.close()
 
     # --- what DistOptLM does otherwise ---
 
@@ -97,6 +99,9 @@ class OptLM:
     def _pipeline(self) -> Pipeline:
         return Pipeline()
 
+    def _meet(self) -> None:
+        """Wait until all stages are about to start."""
+
     def _share_output(self, output_ids: IntArray) -> IntArray:
         return output_ids
 
@@ -111,7 +116,7 @@ class OptLM:
         stop: int | None = None,
         debug_mode: str | None = None,
         cut_gen_len: int | None = None,
-        verbose: int = 0,  # noqa: ARG002 - part of the original's signature; see `times`
+        verbose: int = 0,  # noqa: ARG002 - in FlexGen's signature; `times` has what it would print
         *,
         seed: int = 0,
     ) -> IntArray:
@@ -168,7 +173,8 @@ class OptLM:
             is_first=self.stage.is_first,
             is_last=self.stage.is_last,
             is_overlapped=is_overlapped,
-            tick=self.on_unit,
+            on_allocated=self._meet,
+            on_unit=self.on_unit,
         )
         self.times = generation.times
         return generation.run(actions)

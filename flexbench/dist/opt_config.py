@@ -53,6 +53,12 @@ class OptConfig:
                 f"{self.name}: hidden_size {self.hidden_size} is no multiple of "
                 f"num_attention_heads {self.num_attention_heads}",
             )
+        if self.pad_token_id >= self.vocab_size:
+            raise ConfigError(
+                "--model",
+                f"{self.name}: pad_token_id {self.pad_token_id} is beyond the vocabulary of "
+                f"{self.vocab_size}",
+            )
         if self.activation_function not in _ACTIVATIONS:
             raise ConfigError(
                 "--model",
@@ -183,7 +189,8 @@ _REQUIRED = ("hidden_size", "num_attention_heads", "num_hidden_layers", "ffn_dim
 
 
 def _read_count(path: Path, values: dict[str, Any], name: str, default: Any = None) -> int:
-    value = values.get(name, default)
+    value = values.get(name)
+    value = default if value is None else value  # newer transformers write null for what is unset
     minimum = 0 if name == "pad_token_id" else 1
     if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
         raise InputFileError(path, f"{name} must be a whole number, not {value!r}")

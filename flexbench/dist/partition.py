@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from flexbench.core.errors import ConfigError
-from flexbench.dist.opt_config import OptConfig
+from flexbench.dist.opt_config import POSITION_OFFSET, OptConfig
 
 
 class Balance(StrEnum):
@@ -68,7 +68,7 @@ def _embedding_loads(config: OptConfig, num_stages: int, balance: Balance) -> li
     """What the embeddings weigh on each stage, in transformer layers."""
     layer = config.layer_parameters()
     table = config.vocab_size * config.embed_dim
-    positions = (config.max_position_embeddings + 2) * config.hidden_size
+    positions = (config.max_position_embeddings + POSITION_OFFSET) * config.hidden_size
     loads = [0.0] * num_stages
     if balance is Balance.MEMORY:
         loads[0] += (table + positions) / layer

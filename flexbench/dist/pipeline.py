@@ -14,8 +14,8 @@ from flexbench.dist.model import OptLM
 from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.partition import Balance, Stage, split_layers
 from flexbench.dist.policy import Policy
-from flexbench.dist.schedule import Pipeline
-from flexbench.dist.task import IntArray
+from flexbench.dist.schedule import Pipeline, Workload
+from flexbench.dist.task import IntArray, Task
 from flexbench.dist.transport import MessageSpec, PeerError, PipelineLink
 
 
@@ -62,6 +62,13 @@ class DistOptLM(OptLM):
         )
         super().__init__(config, env, path, policy, weight_seed=weight_seed, on_layer=on_layer)
 
+    def _make_workload(self, task: Task) -> Workload:
+        if task.debug_mode is not None and self._num_stages > 1:
+            raise ConfigError(
+                "--debug-mode", "does a part of the layers, which says nothing of several stages"
+            )
+        return super()._make_workload(task)
+
     def _make_stage(self) -> Stage:
         return split_layers(self.config, self._num_stages, self._balance)[self._rank]
 
@@ -78,7 +85,10 @@ class DistOptLM(OptLM):
         return self.link if self._num_stages > 1 else None
 
     def send_hidden(self, message: torch.Tensor) -> None:
-        """Send to the next stage; the last stage sends tokens to the first."""
+        """Send to the next stage; the last stage sends tokens to the first.
+
+        This and the next two are for programs of their own; `generate` uses the link itself.
+        """
         self.link.send_hidden(message)
 
     def recv_hidden(self, spec: MessageSpec) -> torch.Tensor:
@@ -90,6 +100,11 @@ class DistOptLM(OptLM):
     ) -> torch.Tensor | None:
         """Send and receive at once, so that no order of stages can block."""
         return self.link.send_recv_hidden(message, spec)
+
+    def _meet(self) -> None:
+        if self._num_stages > 1:
+            # No barrier: that of a group with NCCL in it is not for the host.
+            distributed.all_reduce(torch.zeros(1))
 
     def _share_output(self, output_ids: IntArray) -> IntArray:
         if self._num_stages == 1:

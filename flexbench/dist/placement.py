@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from flexbench.dist.policy import Percent
 
@@ -77,7 +78,7 @@ class LayerLayout:
         """Bytes at each home."""
         return HomeBytes(self.gpu_end, self.cpu_end - self.gpu_end, self.num_bytes - self.cpu_end)
 
-    @property
+    @cached_property
     def load_start(self) -> int:
         """Where the part begins that has to be in a buffer while the layer is computed.
 

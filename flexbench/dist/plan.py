@@ -8,12 +8,14 @@ from pathlib import Path
 import torch
 
 from flexbench.core.errors import ConfigError
+from flexbench.dist.cache import CacheShape
 from flexbench.dist.config import DUMMY_PATH, DistConfig
-from flexbench.dist.layers import Layer, layers_of
+from flexbench.dist.layers import InputEmbed, Layer, layers_of
 from flexbench.dist.opt_config import OptConfig, get_opt_config, load_opt_config
 from flexbench.dist.partition import Balance, Stage, split_layers
 from flexbench.dist.placement import HomeBytes, bytes_of_rows, split_rows
 from flexbench.dist.policy import Policy
+from flexbench.dist.transfers import MAX_PENDING_STORES
 from flexbench.dist.weight_files import find_model
 from flexbench.dist.weights import layout_of
 
@@ -26,16 +28,20 @@ class StagePlan:
     weights: HomeBytes
     cache: HomeBytes
     activations: HomeBytes
-    buffers: int
-    """On the gpu: what is loaded is put here, double with overlap."""
-    temporaries: int
-    """On the gpu: an estimate of what the largest layer computes at once."""
+    buffers: HomeBytes
+    """What is loaded is put here, double with overlap; messages are, too."""
+    temporaries: HomeBytes
+    """An estimate of what the largest layer computes at once, and of what loading takes."""
+
+    @property
+    def computing(self) -> HomeBytes:
+        """What computing needs beside weights, cache and activations."""
+        return self.buffers + self.temporaries
 
     @property
     def total(self) -> HomeBytes:
-        """All of it; buffers and temporaries are on the gpu."""
-        extra = HomeBytes(gpu=self.buffers + self.temporaries)
-        return self.weights + self.cache + self.activations + extra
+        """All of it."""
+        return self.weights + self.cache + self.activations + self.computing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,34 +158,34 @@ def _plan_stage(
     layouts = [layout_of(layer.specs, policy, dtype) for layer in layers]
     weights = sum((layout.home_bytes for layout in layouts), HomeBytes())
     largest_load = max(layout.num_bytes - layout.load_start for layout in layouts)
+    turns = 2 if policy.overlap else 1
 
-    cache_of_one, cache_buffer = _cache_bytes(config, model, policy, dtype)
+    cache_of_one, cache_buffers = _cache_bytes(config, model, policy, dtype)
     num_caches = sum(layer.num_caches for layer in layers)
-    cache = cache_of_one * (num_caches * policy.num_gpu_batches * iterations)
-
     rows = policy.gpu_batch_size * config.prompt_len
     hidden = model.hidden_bytes(policy.gpu_batch_size, config.prompt_len)
-    split = split_rows(rows, policy.activations)
-    activations = bytes_of_rows(split, hidden // rows) * policy.num_gpu_batches
-    turns = 2 if policy.overlap else 1
     hidden_buffers = 0 if policy.activations.gpu == 100 else 2 * hidden
-    messages = 3 * policy.num_gpu_batches * hidden if stage.num_stages > 1 else 0
+    # Received, computed and sent; asynchronously, one more is on its way in and out.
+    num_messages = (5 if config.async_comm else 3) if stage.num_stages > 1 else 0
+    messages = num_messages * policy.num_gpu_batches * hidden
+    split = split_rows(rows, policy.activations)
     return StagePlan(
         stage=stage,
         weights=weights,
-        cache=cache,
-        activations=activations,
-        buffers=turns * (largest_load + cache_buffer) + hidden_buffers + messages,
+        cache=cache_of_one * (num_caches * policy.num_gpu_batches * iterations),
+        activations=bytes_of_rows(split, hidden // rows) * policy.num_gpu_batches,
+        buffers=cache_buffers * turns
+        + HomeBytes(gpu=turns * largest_load + hidden_buffers + messages),
         temporaries=_temporaries(config, model, policy, layers),
     )
 
 
 def _cache_bytes(
     config: DistConfig, model: OptConfig, policy: Policy, dtype: torch.dtype
-) -> tuple[HomeBytes, int]:
-    """Keys and values of one layer and batch at their homes, and the buffer to load them into."""
-    from flexbench.dist.cache import CacheShape
-
+) -> tuple[HomeBytes, HomeBytes]:
+    """Keys and values of one layer and batch at their homes, and the buffers to load them into."""
+    if config.num_tokens == 1:
+        return HomeBytes(), HomeBytes()  # nobody looks back
     shape = CacheShape(
         batch_size=policy.gpu_batch_size,
         num_heads=model.num_attention_heads,
@@ -190,26 +196,42 @@ def _cache_bytes(
     split = split_rows(shape.num_rows, policy.cache)
     row_bytes = 2 * shape.max_length * shape.row_bytes(policy.cache_compression)
     dense_bytes = 2 * shape.max_length * shape.row_bytes(None)
-    loaded = split.cpu + split.disk
+    elsewhere = split.cpu + split.disk
     if policy.cache_compression is not None:
         # All is decompressed, and what comes from elsewhere is there in both forms.
-        return bytes_of_rows(split, row_bytes), split.total * dense_bytes + loaded * row_bytes
+        on_gpu, loaded = split.gpu * dense_bytes, elsewhere * (dense_bytes + row_bytes)
+    elif policy.cpu_cache_compute:
+        on_gpu, loaded = 0, split.disk * dense_bytes
+    else:
+        on_gpu, loaded = 0, elsewhere * dense_bytes
     if policy.cpu_cache_compute:
-        loaded = split.disk
-    return bytes_of_rows(split, row_bytes), loaded * dense_bytes
+        return bytes_of_rows(split, row_bytes), HomeBytes(gpu=on_gpu, cpu=loaded)
+    return bytes_of_rows(split, row_bytes), HomeBytes(gpu=on_gpu + loaded)
 
 
-def _temporaries(config: DistConfig, model: OptConfig, policy: Policy, layers: list[Layer]) -> int:
-    """Inputs, outputs and what is between them in the widest layer, for a batch's prefill."""
+def _temporaries(
+    config: DistConfig, model: OptConfig, policy: Policy, layers: list[Layer]
+) -> HomeBytes:
     tokens = policy.gpu_batch_size * config.prompt_len
+    # Inputs and outputs, and what is between them, in the wider of attention and MLP.
     widest = max(8 * model.hidden_size, 2 * model.hidden_size + 2 * model.ffn_dim)
-    temporaries = tokens * widest * model.dtype_bytes
-    temporaries += policy.gpu_batch_size * model.vocab_size * 8  # logits, twice in float32
+    # Queries, keys and values, of which the latter wait to be stored.
+    widest += 3 * MAX_PENDING_STORES * model.hidden_size
+    on_gpu = tokens * widest * model.dtype_bytes
+    # Logits, in the model's type and float32; sampling has them four times in float64.
+    on_gpu += policy.gpu_batch_size * model.vocab_size * (40 if config.do_sample else 8)
     if policy.compress_weight:
-        elements = (
-            sum(spec.shape[0] * spec.shape[1] for spec in layer.specs if spec.is_matrix)
-            for layer in layers
-            if "embedding" not in layer.name or layer.name.startswith("output")
-        )
-        temporaries += 2 * max(elements) * model.dtype_bytes
-    return temporaries
+        dense = (_matrix_elements(layer) for layer in layers if not isinstance(layer, InputEmbed))
+        on_gpu += 2 * max(dense) * model.dtype_bytes
+    # A tensor is read in its file's type, converted, and perhaps compressed.
+    largest = max(_matrix_elements(layer, largest_only=True) for layer in layers)
+    return HomeBytes(gpu=on_gpu, cpu=largest * (4 + model.dtype_bytes))
+
+
+def _matrix_elements(layer: Layer, *, largest_only: bool = False) -> int:
+    sizes = [
+        spec.source_shape[0] * spec.source_shape[1] * (1 if largest_only else len(spec.sources))
+        for spec in layer.specs
+        if spec.is_matrix
+    ]
+    return max(sizes) if largest_only else sum(sizes)

@@ -2,10 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
+from flexbench.dist.schedule import Step, Unit
 from flexbench.dist.task import Task
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Which prompts belong together: batches within blocks, one block an inner iteration."""
+
+    batch_size: int
+    num_batches: int
+    num_iterations: int
+
+    def of_unit(self, unit: Unit) -> range:
+        """The prompts of all batches of a unit."""
+        size = self.batch_size * self.num_batches
+        start = (unit.round * self.num_iterations + unit.iteration) * size
+        return range(start, start + size)
+
+    def of_step(self, step: Step) -> range:
+        """The prompts of one batch."""
+        start = self.of_unit(step.unit).start + step.batch * self.batch_size
+        return range(start, start + self.batch_size)
 
 
 class Tokens:
@@ -25,7 +48,7 @@ class Tokens:
         start = 0 if token == 0 else end - 1
         return torch.from_numpy(self.ids[prompts.start : prompts.stop, start:end].copy())
 
-    def tokens(self, prompts: range, token: int) -> torch.Tensor:
+    def chosen(self, prompts: range, token: int) -> torch.Tensor:
         """The tokens that were chosen: (B,)."""
         column = self._task.prompt_len + token
         return torch.from_numpy(self.ids[prompts.start : prompts.stop, column].copy())
@@ -50,24 +73,24 @@ class Masks:
     def __init__(self, task: Task, device: torch.device) -> None:
         self._prompt_len = task.prompt_len
         self._device = device
-        self._num_pad = torch.from_numpy(task.num_pad)
+        self._num_pad = torch.from_numpy(task.num_pad).to(device)
         self._has_padding = task.num_pad.astype(bool)
 
     def padding(self, prompts: range) -> torch.Tensor | None:
         """How many first positions are padding: (B,); None if there is none at all."""
         rows = slice(prompts.start, prompts.stop)
-        if not self._has_padding[rows].any():
-            return None
-        return self._num_pad[rows].to(self._device)
+        return self._num_pad[rows] if self._has_padding[rows].any() else None
 
-    def is_real(self, prompts: range, length: int) -> torch.Tensor:
-        """Which of the first `length` positions hold no padding: (B, L)."""
-        num_pad = self._num_pad[prompts.start : prompts.stop].to(self._device)
+    def is_real(self, prompts: range, length: int) -> torch.Tensor | None:
+        """Which of the first `length` positions hold no padding: (B, L); None if all do."""
+        num_pad = self.padding(prompts)
+        if num_pad is None:
+            return None
         return torch.arange(length, device=self._device)[None] >= num_pad[:, None]
 
     def positions(self, prompts: range, token: int) -> torch.Tensor:
         """The positions of what is fed in for `token`, from 0 at the first real one: (B, S)."""
-        num_pad = self._num_pad[prompts.start : prompts.stop].to(self._device)
+        num_pad = self._num_pad[prompts.start : prompts.stop]
         end = self._prompt_len + token
         start = 0 if token == 0 else end - 1
         index = torch.arange(start, end, device=self._device)

@@ -36,8 +36,7 @@ def placement_table(plan: DistPlan) -> Table:
                 _shares((asked.gpu, asked.cpu, asked.disk)),
                 _shares(sizes.percent),
             )
-        extra = stage.buffers + stage.temporaries
-        table.add_row("", "computing", format_bytes(extra), "", "", "", "estimate")
+        table.add_row("", "computing", *_sizes(stage.computing), "", "estimate")
         table.add_section()
     return table
 

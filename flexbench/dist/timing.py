@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from flexbench.dist.lanes import synchronize
+from flexbench.dist.schedule import Step
 
 
 @dataclass(kw_only=True)
@@ -18,7 +19,7 @@ class StageTimes:
     """The times of one stage for one call of `generate`, in seconds.
 
     `busy` is what loads and stores took, most of it while computing; `waited` is how long the
-    computing stood still for them. Without overlap the two are the same.
+    computing stood still for them. Without overlap that is all of the time.
     """
 
     started_at: float = 0.0
@@ -30,12 +31,16 @@ class StageTimes:
     busy_s: dict[str, float] = field(default_factory=dict)
     waited_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     layer_s: dict[tuple[bool, int], float] = field(default_factory=lambda: defaultdict(float))
-    """Whole time of each layer, by (whether it is the prefill, layer)."""
+    """Time of all that was done for each layer, by (whether it is the prefill, layer)."""
 
     @property
     def stalled_s(self) -> float:
         """How long computing stood still for loads and stores."""
         return sum(self.waited_s.values())
+
+    def add_to_layer(self, step: Step, seconds: float) -> None:
+        """Note the time of something that was done for a step's layer."""
+        self.layer_s[step.unit.token == 0, step.layer] += seconds
 
     def layer_seconds(self, *, is_prefill: bool) -> dict[int, float]:
         """Whole time of each executed layer, in the prefill or in decoding."""
@@ -62,17 +67,22 @@ class ComputeClock:
         """Time what is done in this block."""
         if self._device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
+            begin.record(torch.cuda.current_stream(self._device))
             yield
-            end.record()
+            end.record(torch.cuda.current_stream(self._device))
             self._events.append((begin, end))
             return
         started_at = time.perf_counter()
         yield
         self._total_s += time.perf_counter() - started_at
 
+    def harvest(self) -> None:
+        """Wait for all blocks until now, and let go of their events."""
+        synchronize(self._device)
+        self._total_s += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
+        self._events.clear()
+
     def total_s(self) -> float:
         """All blocks together, in seconds."""
-        synchronize(self._device)
-        asynchronous_ms: float = sum(a.elapsed_time(b) for a, b in self._events)
-        return self._total_s + asynchronous_ms / 1000
+        self.harvest()
+        return self._total_s

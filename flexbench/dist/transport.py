@@ -43,12 +43,13 @@ class PipelineLink:
         self._previous = (rank - 1) % num_stages
         self._device = comm_device
         self._is_async = is_async
-        self._sending: tuple[Any, torch.Tensor] | None = None
-        self._posted: tuple[Any, torch.Tensor] | None = None
-        self.reset_times()
+        self._sending: tuple[Any, torch.Tensor] | None
+        self._posted: tuple[Any, torch.Tensor] | None
+        self.reset()
 
-    def reset_times(self) -> None:
-        """Count from 0 the time spent waiting: for the next stage, and for the one before."""
+    def reset(self) -> None:
+        """Forget messages that an error left behind, and count waiting times from 0."""
+        self._sending = self._posted = None
         self.send_s = 0.0
         self.receive_s = 0.0
 
@@ -60,6 +61,7 @@ class PipelineLink:
 
     def recv_hidden(self, spec: MessageSpec) -> torch.Tensor:
         """The next message of the stage before, on the comm device."""
+        self._finish_own_work()
         started_at = time.perf_counter()
         if self._posted is None:
             self.post_receive(spec)
@@ -96,11 +98,16 @@ class PipelineLink:
         """Wait until the last message has been taken."""
         if self._sending is None:
             return
+        self._finish_own_work()
         started_at = time.perf_counter()
         work, message = self._sending
         self._sending = None
         self._wait(work, message, self._next)
         self.send_s += time.perf_counter() - started_at
+
+    def _finish_own_work(self) -> None:
+        """Computing that is still under way is not to count as waiting for another stage."""
+        synchronize(self._device)
 
     def _begin_send(self, message: torch.Tensor) -> None:
         self.flush()

@@ -27,6 +27,8 @@ from flexbench.dist.layers import WeightSpec
 DUMMY_WEIGHT = "_DUMMY_"
 # What OPT is initialized with (its config.json: init_std).
 _INIT_STD = 0.02
+# Before, weights_only could be circumvented (CVE-2025-32434, CVE-2026-24747).
+_SAFE_TORCH = (2, 10)
 _PREFIXES = ("model.", "", "model.model.")
 _HUB_PATTERNS = ("config.json", "*.safetensors", "*.safetensors.index.json")
 _HUB_PATTERNS_BIN = ("config.json", "pytorch_model*.bin", "pytorch_model.bin.index.json")
@@ -87,7 +89,7 @@ class SafetensorsSource(_FolderSource):
 
     def __init__(self, folder: Path, files: dict[str, Path]) -> None:
         super().__init__(folder, files)
-        self._open: dict[Path, Any] = {}
+        self._open: dict[Path, tuple[Any, frozenset[str]]] = {}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """From the file's header; the tensor itself is not read."""
@@ -95,29 +97,34 @@ class SafetensorsSource(_FolderSource):
         if found is None:
             return None
         stored, path = found
-        if stored not in self._file(path).keys():  # noqa: SIM118 - it is no dict
+        file, names = self._file(path)
+        if stored not in names:
             raise InputFileError(path, f"has no tensor {stored}, which the index says it has")
-        return tuple(self._file(path).get_slice(stored).get_shape())
+        return tuple(file.get_slice(stored).get_shape())
 
     def read(self, name: str) -> torch.Tensor:
         """The tensor; the file is mapped, so nothing else is read."""
         found = self._locate(name)
         assert found is not None, "shape() is asked first"
-        tensor: torch.Tensor = self._file(found[1]).get_tensor(found[0])
+        stored, path = found
+        tensor: torch.Tensor = self._file(path)[0].get_tensor(stored)
         return tensor
 
-    def _file(self, path: Path) -> Any:
+    def _file(self, path: Path) -> tuple[Any, frozenset[str]]:
         if path not in self._open:
-            self._open[path] = _open_safetensors(path)
+            file = _open_safetensors(path)
+            self._open[path] = (file, frozenset(file.keys()))
         return self._open[path]
 
 
 class BinSource(_FolderSource):
     """A folder with pytorch_model.bin, or its shards, as torch.save writes them."""
 
-    def __init__(self, folder: Path, files: dict[str, Path]) -> None:
+    def __init__(
+        self, folder: Path, files: dict[str, Path], loaded: dict[Path, dict[str, Any]]
+    ) -> None:
         super().__init__(folder, files)
-        self._loaded: dict[Path, dict[str, Any]] = {}
+        self._loaded = loaded
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of the mapped tensor."""
@@ -164,10 +171,12 @@ def _safetensors(folder: Path, files: dict[str, Path] | None) -> WeightSource:
 
 
 def _bin(folder: Path, files: dict[str, Path] | None) -> WeightSource:
+    loaded = {}
     if files is None:
         path = folder / "pytorch_model.bin"
-        files = dict.fromkeys(_load_bin(path), path)
-    return BinSource(folder, files)
+        loaded = {path: _load_bin(path)}
+        files = dict.fromkeys(loaded[path], path)
+    return BinSource(folder, files, loaded)
 
 
 def _open_safetensors(path: Path) -> Any:
@@ -180,6 +189,13 @@ def _open_safetensors(path: Path) -> Any:
 
 
 def _load_bin(path: Path) -> dict[str, Any]:
+    if _torch_version() < _SAFE_TORCH:
+        wanted = ".".join(map(str, _SAFE_TORCH))
+        raise InputFileError(
+            path,
+            f"needs torch {wanted} or newer: older ones can be made to run what a .bin file says; "
+            "or convert it to safetensors",
+        )
     try:
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -194,6 +210,11 @@ def _load_bin(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise InputFileError(path, f"holds no tensors by name, but a {type(loaded).__name__}")
     return loaded
+
+
+def _torch_version() -> tuple[int, int]:
+    major, minor = torch.__version__.split(".")[:2]
+    return int(major), int(minor)
 
 
 def _read_index(path: Path) -> dict[str, Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from math import prod
 
 import torch
@@ -50,13 +51,15 @@ class LayerWeights:
 
     def fill(self, source: WeightSource) -> None:
         """Read the weights from `source`, compress them if asked to, and put them away."""
-        for tensor, offset in zip(self.layout.tensors, self.layout.offsets, strict=True):
-            spec = self._specs[tensor.name]
-            pieces = [source.read(name).to(self._dtype) for name in spec.sources]
-            weight = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
-            if self._compression is not None and spec.is_matrix:
-                weight = compress(weight, self._compression)
-            self._write(offset, weight.contiguous().flatten().view(torch.uint8))
+        for tensor, start in zip(self.layout.tensors, self.layout.offsets, strict=True):
+            spec, offset = self._specs[tensor.name], start
+            for name in spec.sources:
+                piece = source.read(name).to(self._dtype)
+                if self._compression is not None and spec.is_matrix:
+                    piece = compress(piece, self._compression)
+                data = piece.contiguous().flatten().view(torch.uint8)
+                self._write(offset, data)
+                offset += len(data)
 
     def _write(self, offset: int, data: torch.Tensor) -> None:
         for part, start, end in self._ranges():
@@ -73,7 +76,7 @@ class LayerWeights:
             if part is not None
         ]
 
-    @property
+    @cached_property
     def load_bytes(self) -> int:
         """Size of the buffer that `load` needs; 0 when all weights are on the gpu."""
         return self.layout.num_bytes - self.layout.load_start
