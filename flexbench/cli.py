@@ -110,7 +110,11 @@ def flexbench(
 
 def main() -> None:
     """Entry point of the `flexbench` script."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # Under nohup, say, SIGHUP is ignored, and is to stay so.
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _on_stop)
     try:
         app()
     except KeyboardInterrupt:
@@ -119,5 +123,5 @@ def main() -> None:
         sys.exit(error.exit_code)
 
 
-def _on_sigterm(_number: int, _frame: FrameType | None) -> None:
-    raise Interrupted(signal.SIGTERM)
+def _on_stop(number: int, _frame: FrameType | None) -> None:
+    raise Interrupted(number)

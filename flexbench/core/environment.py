@@ -104,10 +104,15 @@ def _cpu_model() -> str:
 
 
 def num_cpus() -> int:
-    """CPUs this process may use."""
+    """How many CPUs this process may use."""
+    return len(usable_cpus())
+
+
+def usable_cpus() -> list[int]:
+    """The numbers of the CPUs this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
 
 
 def memory_bytes() -> int | None:

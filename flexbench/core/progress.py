@@ -7,7 +7,7 @@ of it goes to standard error: standard output is for results.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichBar
     from rich.progress import TaskID
+
+
+# Where a line is all there is, how often one is worth it.
+_TELL_EVERY_S = 10.0
 
 
 class Progress(Protocol):
@@ -59,16 +63,31 @@ class PlainProgress:
         self._console = console
 
     @contextmanager
-    def phase(self, description: str, total: int) -> Iterator[Phase]:  # noqa: ARG002
-        """Print the phase's begin, and its end with the time it took."""
+    def phase(self, description: str, total: int) -> Iterator[Phase]:
+        """Print the phase's begin, now and then how far it is, and its end with its time."""
         started_at = time.monotonic()
         self.note(f"{description} ...")
-        yield Silence()
+        yield _PlainPhase(self.note, description, total)
         self.note(f"{description}: done in {format_seconds(time.monotonic() - started_at)}")
 
     def note(self, text: str) -> None:
         """Print `text` as one line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _PlainPhase:
+    def __init__(self, note: Callable[[str], None], description: str, total: int) -> None:
+        self._note = note
+        self._description = description
+        self._total = total
+        self._done = 0
+        self._told_at = time.monotonic()
+
+    def advance(self) -> None:
+        self._done += 1
+        if time.monotonic() - self._told_at >= _TELL_EVERY_S and self._done < self._total:
+            self._told_at = time.monotonic()
+            self._note(f"{self._description}: {self._done} of {self._total}")
 
 
 class LiveProgress:

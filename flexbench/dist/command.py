@@ -112,6 +112,7 @@ def _run(
     plan: DistPlan, launch: Launch, head_ip: str | None, port: int | None, *, quiet: bool
 ) -> None:
     from flexbench.core.progress import show_progress
+    from flexbench.core.results import ResultsFile
     from flexbench.dist.benchmark import run_benchmark
 
     verbose = 0 if quiet else plan.config.verbose
@@ -119,9 +120,26 @@ def _run(
         _show_plan(plan, launch)
     is_silent = quiet or launch.rank > 0
     with show_progress(open_console(launch, stderr=True), quiet=is_silent) as progress:
-        outcome = run_benchmark(plan, launch, head_ip=head_ip, port=port, progress=progress)
-    if outcome is not None and not quiet:
+        outcome = run_benchmark(
+            plan,
+            launch,
+            head_ip=head_ip,
+            port=port,
+            progress=progress,
+        )
+    if outcome is None:
+        return
+    if not quiet:
         _show_outcome(plan, launch, outcome, verbose)
+    outcome.keep()
+    if not quiet:
+        where = str(plan.config.output)
+        if plan.config.is_projected:
+            records = ResultsFile(plan.config.output).records_path
+            where = f"{records}, and not to {where}: figures are projected"
+        open_console(launch).print(
+            f"Added to {where}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 def _show_outcome(plan: DistPlan, launch: Launch, outcome: Outcome, verbose: int) -> None:
@@ -138,5 +156,3 @@ def _show_outcome(plan: DistPlan, launch: Launch, outcome: Outcome, verbose: int
         for index in sorted({0, len(outcome.output_ids) - 1}):
             tokens = outcome.output_ids[index, plan.config.prompt_len :].tolist()
             console.print(f"Prompt {index}: {tokens}", markup=False, highlight=False)
-    added = f"Added to {plan.config.output}"
-    console.print(added, markup=False, highlight=False, soft_wrap=True)

@@ -12,7 +12,6 @@ import torch
 from flexbench.dist.policy import CompressionConfig
 
 _LEVELS = 15  # the highest of 4 bits
-_SMALLEST_RANGE = 1e-30  # of a group whose elements are all the same
 
 
 def num_groups(width: int, config: CompressionConfig) -> int:
@@ -43,7 +42,8 @@ def compress(x: torch.Tensor, config: CompressionConfig) -> torch.Tensor:
     spread = grouped.amax(dim=-1, keepdim=True) - minimum
     # In float32: levels computed in a half type would be off where the range is large.
     levels = grouped.to(torch.float32, copy=True)
-    levels.sub_(minimum).mul_(_LEVELS / spread.float().clamp_(min=_SMALLEST_RANGE))
+    # Divided first: 15 / range is infinite for the smallest ranges. A range of 0 has one level.
+    levels.sub_(minimum).div_(spread.float().masked_fill_(spread == 0, 1)).mul_(_LEVELS)
     packed = levels.round_().clamp_(0, _LEVELS).to(torch.uint8).view(*x.shape[:-1], filled)
     packed = packed[..., 0::2] | (packed[..., 1::2] << 4)
     bounds = torch.cat([minimum, spread], dim=-1).flatten(-2).contiguous()
@@ -56,7 +56,11 @@ def decompress(
     """What `compress` was given, up to half a level: (..., record_bytes(n)) to (..., n)."""
     groups = num_groups(width, config)
     packed, bounds = records.split([packed_bytes(width, config), groups * 2 * dtype.itemsize], -1)
-    bounds = bounds.contiguous().view(dtype).reshape(*records.shape[:-1], groups, 2)
+    bounds = (
+        bounds.clone(memory_format=torch.contiguous_format)
+        .view(dtype)
+        .reshape(*records.shape[:-1], groups, 2)
+    )
     minimum, spread = bounds[..., :1], bounds[..., 1:]
     # In place: weights are decompressed in every step.
     x = torch.empty((*packed.shape, 2), dtype=dtype, device=records.device)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -28,10 +26,7 @@ MAX_SEED = 2**32 - 1
 
 def default_offload_dir() -> Path:
     """A folder on a disk, if there is one: /tmp is memory on many systems."""
-    base = Path("/var/tmp")  # noqa: S108 - files without names are made in there
-    if not (base.is_dir() and os.access(base, os.W_OK)):
-        base = Path(tempfile.gettempdir())
-    return base
+    return Path("/var/tmp")  # noqa: S108 - files without names are made in there
 
 
 @dataclass(frozen=True, kw_only=True)

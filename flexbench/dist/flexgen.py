@@ -16,9 +16,9 @@ def run_flexllmgen_dist(args: Any) -> ResultRow | None:
     """Run the benchmark as `args`, an argparse namespace of the original's options, describes it.
 
     Arguments that are missing have the defaults of `flexbench dist`. The launcher is recognized if
-    rank and world_size are None or missing. Returns the row that was appended to the results on
-    rank 0, None on the others. Raises as `run_benchmark` does. When another rank is lost while this
-    process waits for it, this process is ended.
+    rank and world_size are None or missing. Returns the run's row on rank 0, None on the
+    others. Raises as `run_benchmark` does. When another rank is lost, or a signal to stop comes,
+    while this process waits within torch, this process is ended.
     """
     import torch
 
@@ -41,7 +41,10 @@ def run_flexllmgen_dist(args: Any) -> ResultRow | None:
         port=getattr(args, "port", None),
         progress=Silence(),
     )
-    return None if outcome is None else outcome.measurement.row()
+    if outcome is None:
+        return None
+    outcome.keep()
+    return outcome.measurement.row()
 
 
 def add_distributed_parser_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -106,8 +106,14 @@ class DiskPart:
     """Rows in a file, from the byte `offset` on. The file belongs to its TorchDisk."""
 
     def __init__(
-        self, file_descriptor: int, offset: int, shape: Sequence[int], dtype: torch.dtype
+        self,
+        file_descriptor: int,
+        offset: int,
+        shape: Sequence[int],
+        dtype: torch.dtype,
+        on_close: Callable[[int], None],
     ) -> None:
+        self._on_close = on_close
         self._file = file_descriptor
         self._offset = offset
         self._shape = tuple(shape)
@@ -148,7 +154,8 @@ class DiskPart:
             out.copy_(target)
 
     def close(self) -> None:
-        """Nothing: the space is given back with the whole file."""
+        """Note that nobody needs it; the space itself is given back with the whole file."""
+        self._on_close(self._shape[0] * self._row_bytes)
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -214,9 +221,12 @@ class TorchDisk:
                 f"--offload-dir: {self.folder} has no room for {num_bytes} bytes: {error.strerror}"
             ) from error
         self._end = offset + num_bytes
+        self._take(num_bytes)
+        return DiskPart(self._file, offset, shape, dtype, lambda size: self._take(-size))
+
+    def _take(self, num_bytes: int) -> None:
         self._num_bytes += num_bytes
         self.ledger.take(num_bytes)
-        return DiskPart(self._file, offset, shape, dtype)
 
     def _new_file(self) -> int:
         try:

@@ -19,9 +19,6 @@ from pathlib import Path
 from flexbench.core.checks import check_count
 from flexbench.core.errors import ConfigError
 
-MPI_LAUNCHERS = ("openmpi", "mpich", "slurm")
-"""The launchers that `--use-mpi` accepts."""
-
 _MAX_KEY_LENGTH = 40
 _MAX_PORT = 65535
 _START_TIME_FIELD = 22  # of /proc/PID/stat, counted from 1
@@ -61,23 +58,23 @@ def detect_launch(
     """Find out who this process is.
 
     `rank` and `world_size` come from options and override what a launcher says, `local_rank` does
-    on its own. With `use_mpi`, nothing but an MPI launcher will do. Raises ConfigError naming the
-    option, or the variable, that is wrong.
+    on its own; variables that a launcher left half-set are not even looked at then. With `use_mpi`,
+    nothing but an MPI launcher will do. Raises ConfigError naming the option, or the variable, that
+    is wrong.
     """
-    parent = os.getppid() if parent_pid is None else parent_pid
-    found = _detect_launcher(environ, parent, only_mpi=use_mpi)
-    if use_mpi and found is None:
-        raise ConfigError(
-            "--use-mpi",
-            "this process was not started by an MPI launcher; start it with mpirun or srun, or "
-            "leave the option out",
-        )
     chosen = _from_options(rank, world_size)
-    if chosen is None:
+    if chosen is None or use_mpi:
+        parent = os.getppid() if parent_pid is None else parent_pid
+        found = _detect_launcher(environ, parent, only_mpi=use_mpi)
+        if use_mpi and found is None:
+            raise ConfigError(
+                "--use-mpi",
+                "this process was not started by an MPI launcher; start it with mpirun or srun, or "
+                "leave the option out",
+            )
+        if chosen is not None and found is not None:
+            _check_agreement(chosen, found)
         chosen = found or _single("none")
-    elif use_mpi and found is not None:
-        _check_agreement(chosen, found)
-        chosen = found
     if local_rank is not None:
         check_count("--local-rank", local_rank, minimum=0)
         chosen = replace(chosen, local_rank=local_rank)
@@ -149,7 +146,7 @@ def _open_mpi(environ: Mapping[str, str], parent: int) -> Launch:
         rank="OMPI_COMM_WORLD_RANK",
         world_size="OMPI_COMM_WORLD_SIZE",
         local_rank="OMPI_COMM_WORLD_LOCAL_RANK",
-        local_world_size=_number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", minimum=1),
+        local_world_size=_number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", _OPEN_MPI, minimum=1),
         job=lambda: environ.get("PMIX_NAMESPACE") or _launcher_of(parent, "OMPI_COMM_WORLD_RANK"),
     )
 
@@ -161,7 +158,7 @@ def _hydra(environ: Mapping[str, str], parent: int) -> Launch:
         rank="PMI_RANK",
         world_size="PMI_SIZE",
         local_rank="MPI_LOCALRANKID",
-        local_world_size=_number(environ, "MPI_LOCALNRANKS", minimum=1),
+        local_world_size=_number(environ, "MPI_LOCALNRANKS", _HYDRA, minimum=1),
         job=lambda: _launcher_of(parent, "MPI_LOCALRANKID"),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flexbench.core.errors import ConfigError
+from flexbench.core.errors import ConfigError, FlexbenchError
 from flexbench.dist.config import AUTO_LOG, DistConfig
 
 _GB = 2**30  # as the original counts
@@ -57,5 +57,11 @@ def append_log(path: Path, figures: Mapping[str, Any], sizes: Mapping[str, int])
         f"total latency: {figures['total_latency']:.3f} s\t"
         f"total throughput: {figures['total_throughput']:.3f} token/s",
     )
-    with path.open("a", encoding="utf-8") as log:
-        log.write("\n".join(lines) + "\n")
+    text = "\n".join(lines) + "\n"
+    try:
+        with path.open("a", encoding="utf-8") as log:
+            log.write(text)
+    except OSError as error:
+        raise FlexbenchError(
+            f"--log-file: {path} could not be written: {error.strerror}", details=text
+        ) from error

@@ -16,6 +16,8 @@ class StageReport:
     """What one stage reports of the timed run. Times in seconds, sizes in bytes."""
 
     rank: int
+    num_threads: int
+    """With which it computed on the CPU."""
     layers: tuple[int, int]
     """Its transformer layers: the first, and the one after the last."""
     wall_s: float

@@ -52,6 +52,7 @@ class DistPlan:
     model: OptConfig
     policy: Policy
     weights_path: str
+    """A folder, or the word for random weights."""
     num_inner_iterations: int
     has_gpu: bool
     stages: tuple[StagePlan, ...]
@@ -78,6 +79,11 @@ class DistPlan:
             "cache": self.model.cache_bytes(self.num_prompts, length),
             "hidden": self.model.hidden_bytes(self.num_prompts, length),
         }
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the weights, if they are not random."""
+        return Path(self.weights_path)
 
     @property
     def is_dummy(self) -> bool:

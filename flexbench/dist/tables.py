@@ -130,7 +130,7 @@ def stages_table(measurement: Measurement) -> Table:
         "weight\nload",
         "cache\nload",
         "cache\nstore",
-        "acti-\nvations",
+        "\nacts",
         "\nsend",
         "re-\nceive",
         "idle\n%",
@@ -151,10 +151,17 @@ def stages_table(measurement: Measurement) -> Table:
         table.add_row(
             str(stage.rank),
             f"{stage.layers[0]}-{stage.layers[1] - 1}",
-            *(f"{value:.2f}" for value in times),
+            *(_seconds(value) for value in times),
             f"{100 * stage.idle_fraction(measurement.run_s):.0f}",
         )
     return table
+
+
+def _seconds(seconds: float) -> str:
+    """Three digits: more do not fit into the columns, and less would say nothing."""
+    if seconds < 10:
+        return f"{seconds:.2f}"
+    return f"{seconds:.3g}" if seconds < 1000 else f"{seconds:.0f}"
 
 
 def verdict(plan: DistPlan, measurement: Measurement) -> str:

@@ -202,7 +202,11 @@ class Transfers:
         turn = ("hidden", step.number % 2)
         hidden = self._memory.get(turn, shape, self._dtype, self._device)
         self._hidden[step.number] = hidden
-        self._hidden_loads[step.number] = self._submit("hidden", lambda: store.load(hidden))
+        # It is in the same lane, and so done by then; but it may have failed.
+        stored = self._hidden_stores.get(step.batch)
+        self._hidden_loads[step.number] = self._submit(
+            "hidden", lambda: store.load(hidden), after=stored
+        )
 
     def hidden(self, step: Step) -> torch.Tensor:
         """The input of the step: (B, S, h)."""
@@ -214,7 +218,6 @@ class Transfers:
         if store.is_kept:
             store.store(output)
         else:
-            # Loads are in the same lane, and so after it.
             ticket = self._submit("hidden", lambda: store.store(output))
             self._hidden_stores[step.batch] = ticket
 

@@ -1,15 +1,17 @@
-"""How ranks, addresses and failures stand in a message of one line."""
+"""How ranks, addresses and failures stand in a message, for people and between ranks."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterable
+from typing import Any
 
 from flexbench.core.errors import FlexbenchError, Interrupted
 
 KILLED = "was killed, or lost its connection"
 
 _MAX_SUMMARY_LENGTH = 500
+_MAX_EXIT_CODE = 255
 
 
 def describe_failure(error: BaseException) -> str:
@@ -29,6 +31,23 @@ def summarize(error: BaseException) -> str:
         return one_line(error.message)
     text = one_line(str(error))
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def exit_code_of(error: BaseException) -> int:
+    """The exit code of a rank that `error` ends."""
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
+    return error.exit_code if isinstance(error, FlexbenchError) else 1
+
+
+def read_exit_code(value: Any) -> int:
+    """The exit code that another rank has told; 1 for what is none of a failure."""
+    return value if type(value) is int and 1 <= value <= _MAX_EXIT_CODE else 1
+
+
+def is_stop(exit_code: int) -> bool:
+    """Whether a rank with this exit code was asked to stop, rather than failed."""
+    return exit_code > 128
 
 
 def one_line(text: str) -> str:

@@ -1,0 +1,50 @@
+"""Which ranks share this host, and what each may take of it."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flexbench.core.environment import usable_cpus
+from flexbench.dist.launch import Launch
+from flexbench.dist.watch import PeerWatch
+
+
+@dataclass(frozen=True)
+class HostShare:
+    """This rank's host: the ranks on it, and the threads that this one computes with."""
+
+    ranks: tuple[int, ...]
+    num_threads: int
+
+
+def look_around(watch: PeerWatch, launch: Launch) -> HostShare:
+    """Let all ranks tell each other where they are; all have to call it."""
+    watch.publish("host", {"host": _host_id(), "cpus": usable_cpus()})
+    everyone: dict[str, Any] = {}
+    if launch.rank == 0:
+        collected = watch.collect("host", watch.timeout_s)
+        everyone = {str(rank): place for rank, place in collected.items()}
+    everyone = watch.share("hosts", everyone, watch.timeout_s)
+    own = everyone[str(launch.rank)]
+    here = sorted(int(rank) for rank, place in everyone.items() if place["host"] == own["host"])
+    # A launcher may have bound each rank to CPUs of its own, or left them all together.
+    sharing = sum(everyone[str(rank)]["cpus"] == own["cpus"] for rank in here)
+    return HostShare(tuple(here), _num_threads(len(own["cpus"]) // sharing))
+
+
+def _num_threads(share: int) -> int:
+    """Torch would take a single one when it sees certain launchers' variables."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) > 0 else max(1, share)
+
+
+def _host_id() -> str:
+    """The same for all processes since the host has started; containers share it."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return platform.node()
