@@ -16,6 +16,11 @@ def check_count(option: str, value: int, *, minimum: int, maximum: int = MAX_COU
         raise ConfigError(option, f"must be a whole number of at most {maximum}")
 
 
+def check_seed(option: str, value: int) -> None:
+    """Raise ConfigError naming `option` unless every random number generator takes `value`."""
+    check_count(option, value, minimum=0, maximum=2**32 - 1)
+
+
 def check_seconds(option: str, value: float) -> None:
     """Raise ConfigError naming `option` unless `value` is a finite time above 0."""
     if not 0 < value < float("inf"):

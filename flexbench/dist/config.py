@@ -4,24 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from flexbench.core.checks import check_count, check_seconds
+from flexbench.core.checks import check_count, check_seconds, check_seed
 from flexbench.core.errors import ConfigError
 from flexbench.dist.opt_config import DTYPE_BYTES
 from flexbench.dist.partition import Balance
 from flexbench.dist.policy import Policy
 
 DEFAULT_MODEL = "facebook/opt-125m"
-DUMMY_PATH = "_DUMMY_"
+DUMMY_WEIGHT = "_DUMMY_"
 DEFAULT_OUTPUT = Path("results/dist.tsv")
 DEFAULT_COMM_TIMEOUT_S = 60.0
 DTYPES = ("auto", *DTYPE_BYTES)
 COMM_DEVICES = ("gpu", "cpu")
-DEBUG_MODES = ("fewer_batch", "breakdown")
 AUTO_LOG = "auto"
-MAX_SEED = 2**32 - 1
+
+
+class DebugMode(StrEnum):
+    """Shorter runs, from which the figures of the whole are projected."""
+
+    FEWER_BATCH = "fewer_batch"
+    BREAKDOWN = "breakdown"
+
+
+def check_temperature(temperature: float, *, do_sample: bool) -> None:
+    """Raise ConfigError for a temperature that logits cannot be divided by."""
+    if do_sample and not 0 < temperature < float("inf"):
+        raise ConfigError("--temperature", f"must be above 0, not {temperature:g}")
+
+
+def check_stop(stop: int | None, *, cut_gen_len: int | None, debug_mode: str | None) -> None:
+    """Raise ConfigError where a stop token would make a projection a guess."""
+    if stop is not None and (cut_gen_len is not None or debug_mode is not None):
+        other = "--debug-mode" if cut_gen_len is None else "--cut-gen-len"
+        raise ConfigError("--stop", f"nobody knows how many tokens {other} would have to project")
 
 
 def default_offload_dir() -> Path:
@@ -84,7 +103,7 @@ class DistConfig:
             check_count(option, value, minimum=1)
         if self.num_inner_iterations is not None:
             check_count("--num-inner-iterations", self.num_inner_iterations, minimum=1)
-        check_count("--seed", self.seed, minimum=0, maximum=MAX_SEED)
+        check_seed("--seed", self.seed)
         check_count("--verbose", self.verbose, minimum=0)
         check_seconds("--comm-timeout", self.comm_timeout_s)
         if len(self.percent) != 6:
@@ -97,9 +116,9 @@ class DistConfig:
         _check_choice("--comm-device", self.comm_device, COMM_DEVICES)
         _check_choice("--balance", self.balance, tuple(Balance))
         if self.debug_mode is not None:
-            _check_choice("--debug-mode", self.debug_mode, DEBUG_MODES)
-        if self.do_sample and not 0 < self.temperature < float("inf"):
-            raise ConfigError("--temperature", f"must be above 0, not {self.temperature:g}")
+            _check_choice("--debug-mode", self.debug_mode, tuple(DebugMode))
+        check_temperature(self.temperature, do_sample=self.do_sample)
+        check_stop(self.stop, cut_gen_len=self.cut_gen_len, debug_mode=self.debug_mode)
         if self.temperature != 1.0 and not self.do_sample:
             raise ConfigError("--temperature", "changes nothing without --do-sample")
         self._check_projection()
@@ -115,11 +134,6 @@ class DistConfig:
                 )
             if self.debug_mode is not None:
                 raise ConfigError("--debug-mode", "cannot be combined with --cut-gen-len")
-        if self.stop is not None and (self.cut_gen_len or self.debug_mode):
-            other = "--cut-gen-len" if self.cut_gen_len else "--debug-mode"
-            raise ConfigError(
-                "--stop", f"nobody knows how many tokens {other} would have to project"
-            )
 
     def policy(self) -> Policy:
         """The policy that the options describe."""
@@ -161,7 +175,7 @@ class DistConfig:
         """Where the weights come from."""
         if self.path is not None:
             return self.path
-        return self.model if Path(self.model).expanduser().is_dir() else DUMMY_PATH
+        return self.model if Path(self.model).expanduser().is_dir() else DUMMY_WEIGHT
 
 
 def config_from(arguments: Mapping[str, Any]) -> DistConfig:

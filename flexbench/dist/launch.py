@@ -19,8 +19,16 @@ from pathlib import Path
 from flexbench.core.checks import check_count
 from flexbench.core.errors import ConfigError
 
+MAX_PORT = 65535
+
+# What a launcher is known by.
+_OPEN_MPI = "OMPI_COMM_WORLD_RANK"
+_HYDRA = "PMI_RANK"
+_SLURM = "SLURM_PROCID"
+_TORCHELASTIC = "TORCHELASTIC_RUN_ID"
+_TORCH = "RANK"
+
 _MAX_KEY_LENGTH = 40
-_MAX_PORT = 65535
 _START_TIME_FIELD = 22  # of /proc/PID/stat, counted from 1
 _PARENT_FIELD = 4
 
@@ -123,18 +131,18 @@ def _check_agreement(chosen: Launch, found: Launch) -> None:
 
 
 def _detect_launcher(environ: Mapping[str, str], parent: int, *, only_mpi: bool) -> Launch | None:
-    if "TORCHELASTIC_RUN_ID" in environ and not only_mpi:
+    if _TORCHELASTIC in environ and not only_mpi:
         return _torchrun(environ, parent)
-    if "OMPI_COMM_WORLD_RANK" in environ:
+    if _OPEN_MPI in environ:
         return _open_mpi(environ, parent)
-    has_step = "SLURM_PROCID" in environ and "SLURM_STEP_NUM_TASKS" in environ
+    has_step = _SLURM in environ and "SLURM_STEP_NUM_TASKS" in environ
     # Slurm's own PMI sets PMI_RANK as well, but not what hydra says of the host.
-    if "PMI_RANK" in environ and ("MPI_LOCALRANKID" in environ or not has_step):
+    if _HYDRA in environ and ("MPI_LOCALRANKID" in environ or not has_step):
         return _hydra(environ, parent)
     # A batch script is rank 0 of nothing: it has the number of a task, but belongs to no step.
     if has_step:
         return _slurm(environ, parent)
-    if "RANK" in environ and "WORLD_SIZE" in environ and not only_mpi:
+    if _TORCH in environ and "WORLD_SIZE" in environ and not only_mpi:
         return _torchrun(environ, parent)
     return None
 
@@ -143,11 +151,12 @@ def _open_mpi(environ: Mapping[str, str], parent: int) -> Launch:
     return _launch(
         environ,
         launcher="openmpi",
-        rank="OMPI_COMM_WORLD_RANK",
+        known_by=_OPEN_MPI,
+        rank=_OPEN_MPI,
         world_size="OMPI_COMM_WORLD_SIZE",
         local_rank="OMPI_COMM_WORLD_LOCAL_RANK",
         local_world_size=_number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", _OPEN_MPI, minimum=1),
-        job=lambda: environ.get("PMIX_NAMESPACE") or _launcher_of(parent, "OMPI_COMM_WORLD_RANK"),
+        job=lambda: environ.get("PMIX_NAMESPACE") or _launcher_of(parent, _OPEN_MPI),
     )
 
 
@@ -155,7 +164,8 @@ def _hydra(environ: Mapping[str, str], parent: int) -> Launch:
     return _launch(
         environ,
         launcher="mpich",
-        rank="PMI_RANK",
+        known_by=_HYDRA,
+        rank=_HYDRA,
         world_size="PMI_SIZE",
         local_rank="MPI_LOCALRANKID",
         local_world_size=_number(environ, "MPI_LOCALNRANKS", _HYDRA, minimum=1),
@@ -168,7 +178,8 @@ def _slurm(environ: Mapping[str, str], parent: int) -> Launch:
     return _launch(
         environ,
         launcher="slurm",
-        rank="SLURM_PROCID",
+        known_by=_SLURM,
+        rank=_SLURM,
         world_size="SLURM_STEP_NUM_TASKS",
         local_rank="SLURM_LOCALID",
         local_world_size=_tasks_on_node(environ),
@@ -177,29 +188,32 @@ def _slurm(environ: Mapping[str, str], parent: int) -> Launch:
 
 
 def _torchrun(environ: Mapping[str, str], parent: int) -> Launch:
-    run = environ.get("TORCHELASTIC_RUN_ID")
+    run = environ.get(_TORCHELASTIC)
+    known_by = _TORCH if run is None else _TORCHELASTIC
     port, restarts = environ.get("MASTER_PORT"), environ.get("TORCHELASTIC_RESTART_COUNT")
     found = _launch(
         environ,
         launcher="torchrun",
-        rank="RANK",
+        known_by=known_by,
+        rank=_TORCH,
         world_size="WORLD_SIZE",
         local_rank="LOCAL_RANK",
-        local_world_size=_number(environ, "LOCAL_WORLD_SIZE", minimum=1),
+        local_world_size=_number(environ, "LOCAL_WORLD_SIZE", known_by, minimum=1),
         # A run's id is "none" unless the person gave one: its port tells two of them apart.
-        job=lambda: f"{run}.{port}.{restarts}" if run else _launcher_of(parent, "RANK"),
+        job=lambda: f"{run}.{port}.{restarts}" if run else _launcher_of(parent, _TORCH),
     )
     # Without the agent's store, these variables say where rank 0 is to serve one: nobody does yet.
     if environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or not environ.get("MASTER_ADDR"):
         return found
-    address = environ["MASTER_ADDR"], _number(environ, "MASTER_PORT", minimum=1, maximum=_MAX_PORT)
-    return replace(found, store_address=address)
+    store_port = _number(environ, "MASTER_PORT", known_by, minimum=1, maximum=MAX_PORT)
+    return replace(found, store_address=(environ["MASTER_ADDR"], store_port))
 
 
 def _launch(
     environ: Mapping[str, str],
     *,
     launcher: str,
+    known_by: str,
     rank: str,
     world_size: str,
     local_rank: str,
@@ -207,12 +221,12 @@ def _launch(
     job: Callable[[], str],
 ) -> Launch:
     """A Launch of what the variables of these names say; raises ConfigError if they disagree."""
-    size = _number(environ, world_size, minimum=1)
+    size = _number(environ, world_size, known_by, minimum=1)
     found = replace(
         _single(launcher),
-        rank=_number(environ, rank),
+        rank=_number(environ, rank, known_by),
         world_size=size,
-        local_rank=_number(environ, local_rank),
+        local_rank=_number(environ, local_rank, known_by),
         local_world_size=local_world_size,
     )
     if found.rank >= size:
@@ -230,12 +244,24 @@ def _launch(
     return replace(found, job_key=_sanitized(job())) if size > 1 else found
 
 
+def _text(environ: Mapping[str, str], name: str, known_by: str) -> str:
+    if (text := environ.get(name)) is None:
+        raise ConfigError(
+            name,
+            f"is not set, though {known_by} is; unset it, or give --rank and --world-size",
+        )
+    return text
+
+
 def _number(
-    environ: Mapping[str, str], name: str, *, minimum: int = 0, maximum: int | None = None
+    environ: Mapping[str, str],
+    name: str,
+    known_by: str,
+    *,
+    minimum: int = 0,
+    maximum: int | None = None,
 ) -> int:
-    text = environ.get(name)
-    if text is None:
-        raise ConfigError(name, "is not set, though other variables of this launcher are")
+    text = _text(environ, name, known_by)
     # Not int() alone: it takes "1_0", and digits of other scripts.
     if not re.fullmatch(r"[0-9]{1,9}", text):
         raise ConfigError(name, f"must be a whole number, not {text!r}")
@@ -249,10 +275,8 @@ def _number(
 def _tasks_on_node(environ: Mapping[str, str]) -> int:
     """Ranks on this host by Slurm's list for all of them: "2(x3),1" is 2, 2, 2 and 1."""
     name = "SLURM_STEP_TASKS_PER_NODE"
-    text = environ.get(name)
-    if text is None:
-        raise ConfigError(name, "is not set, though other variables of this launcher are")
-    node = _number(environ, "SLURM_NODEID")
+    text = _text(environ, name, _SLURM)
+    node = _number(environ, "SLURM_NODEID", _SLURM)
     first = 0
     for group in text.split(","):
         match = re.fullmatch(r"([0-9]{1,9})(?:\(x([0-9]{1,9})\))?", group.strip())

@@ -6,20 +6,24 @@ By default that is on loopback, at a free port, and the token is random.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import json
 import os
 import secrets
 import socket
 import stat
 import tempfile
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+from flexbench.core.checks import check_count
 from flexbench.core.errors import ConfigError, RunError
-from flexbench.dist.launch import Launch
+from flexbench.dist.launch import MAX_PORT, Launch
 from flexbench.dist.wording import name_address, summarize
 
 LOOPBACK = "127.0.0.1"
@@ -27,6 +31,13 @@ TOKEN_VARIABLE = "FLEXBENCH_JOB_TOKEN"  # noqa: S105 - the name of the variable
 
 # An address and its token have about 100 bytes.
 _MAX_FILE_BYTES = 4096
+_ADDRESS = "address"
+_TEMPORARY = "new-"
+# Long enough for any host of ours to refuse a connection.
+_REFUSAL_S = 0.2
+# No job has waited for its ranks for so long; and so long may looking for such folders take.
+_OLD_S = 86400.0
+_SWEEP_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,17 @@ class Address:
 
     def __str__(self) -> str:
         return name_address(self.host, self.port)
+
+    @staticmethod
+    def parse(text: str | bytes) -> Address | None:
+        """The address in `text`, or None if it is something else."""
+        try:
+            found = Address(**json.loads(text))
+        except (ValueError, TypeError, RecursionError):
+            return None
+        is_text = isinstance(found.host, str) and isinstance(found.token, str)
+        is_port = type(found.port) is int and 0 < found.port <= MAX_PORT
+        return found if is_text and is_port else None
 
 
 class MeetingPoint(Protocol):
@@ -59,6 +81,12 @@ class MeetingPoint(Protocol):
     def close(self) -> None:
         """Remove what others need no more. The listening socket is its owner's."""
 
+    def clear_away(self, in_vain: Address | None) -> None:
+        """For the others, when it came to nothing: remove what a killed rank 0 has left.
+
+        That is an address where nobody listens any more; or `in_vain`, where nobody of ours did.
+        """
+
 
 def choose_meeting_point(
     launch: Launch, *, head_ip: str | None, port: int | None, timeout_s: float
@@ -68,7 +96,7 @@ def choose_meeting_point(
     With `port`, by that address. On one host, by a file that only we can read. On several hosts
     under torchrun, by the store of its agent.
     """
-    _check_head_ip(head_ip)
+    check_place(head_ip, port)
     is_one_host = launch.local_world_size == launch.world_size
     if port is not None and (is_one_host or head_ip is not None):
         return FixedPoint(head_ip or LOOPBACK, port)
@@ -85,13 +113,37 @@ def choose_meeting_point(
     )
 
 
-def _check_head_ip(head_ip: str | None) -> None:
-    if head_ip is not None and head_ip in ("", "0.0.0.0", "::", "*"):  # noqa: S104 - refused
-        raise ConfigError(
-            "--head-ip",
-            f"must be the address of one interface of rank 0's host, not {head_ip!r}: only the "
-            "job's network should reach the job",
-        )
+def check_place(head_ip: str | None, port: int | None) -> None:
+    """Raise ConfigError for an address, or a port, that no job can have. Asks no name server."""
+    if port is not None:
+        check_count("--port", port, minimum=1, maximum=MAX_PORT)
+    if head_ip is None:
+        return
+    if head_ip in ("", "*"):
+        raise _not_one_interface(head_ip)
+    try:
+        # "0", "0x0" and "0.0" are ways to write 0.0.0.0.
+        found = socket.getaddrinfo(head_ip, None, flags=socket.AI_NUMERICHOST)
+    except OSError:  # a name, for all we know
+        return
+    except ValueError as error:
+        raise ConfigError("--head-ip", f"cannot be a host, {head_ip!r}") from error
+    _refuse_unspecified(head_ip, found[0][4][0])
+
+
+def _refuse_unspecified(host: str, resolved: str | int) -> None:
+    address = ipaddress.ip_address(str(resolved).partition("%")[0])
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    if (mapped or address).is_unspecified:
+        raise _not_one_interface(host)
+
+
+def _not_one_interface(host: str) -> ConfigError:
+    return ConfigError(
+        "--head-ip",
+        f"must be the address of one interface of rank 0's host, not {host!r}: only the job's "
+        "network should reach the job",
+    )
 
 
 class FixedPoint:
@@ -109,10 +161,13 @@ class FixedPoint:
         return self._address
 
     def where(self) -> str:
-        """It is never asked for."""
+        """The options that tell it: said by who had no time to try that address."""
         return "with --head-ip and --port"
 
     def close(self) -> None:
+        """There is nothing to remove."""
+
+    def clear_away(self, in_vain: Address | None) -> None:
         """There is nothing to remove."""
 
 
@@ -121,12 +176,20 @@ class FilePoint:
 
     def __init__(self, job_key: str, *, host: str) -> None:
         self._host = host
-        self._folder = Path(tempfile.gettempdir()) / f"flexbench-{os.getuid()}-{job_key}"
-        self._path = self._folder / "address"
+        try:
+            temporary = Path(tempfile.gettempdir())
+        except FileNotFoundError as error:
+            raise RunError(
+                "no folder for temporary files can be written; set TMPDIR, or name a --port"
+            ) from error
+        self._prefix = f"flexbench-{os.getuid()}-"
+        self._folder = temporary / f"{self._prefix}{job_key}"
+        self._path = self._folder / _ADDRESS
         self._written: Address | None = None
 
     def listen(self) -> tuple[socket.socket, str]:
-        """Listen at a free port, and write it to the file."""
+        """Listen at a free port, and write it to the file. Removes what jobs left long ago."""
+        self._remove_old_folders()
         listener = listen_at(self._host, 0)
         try:
             port = listener.getsockname()[1]
@@ -142,13 +205,8 @@ class FilePoint:
         """What the file says now."""
         try:
             self._check_folder()
-            # Whoever could put a link there could as well write the file; but be plain about it.
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "rb") as file:
-                return Address(**json.loads(file.read(_MAX_FILE_BYTES)))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError):  # not a file of ours
+            return _read_address(self._path)
+        except OSError:  # there is none, or it is not a file of ours
             return None
 
     def where(self) -> str:
@@ -165,13 +223,32 @@ class FilePoint:
             self._folder.rmdir()
         self._written = None
 
+    def clear_away(self, in_vain: Address | None) -> None:
+        """Remove file and folder, if nobody listens at the address. Job keys are unique."""
+        _remove_dead_folder(self._folder, in_vain)
+
+    def _remove_old_folders(self) -> None:
+        """A rank 0 that was killed while it waited, with all others, could not remove its own."""
+        expires_at = time.monotonic() + _SWEEP_S
+        with suppress(OSError):
+            for entry in os.scandir(self._folder.parent):
+                if time.monotonic() > expires_at:
+                    return
+                with suppress(OSError):
+                    is_old = (
+                        entry.name.startswith(self._prefix)
+                        and entry.stat(follow_symlinks=False).st_mtime < time.time() - _OLD_S
+                    )
+                    if is_old and entry.name != self._folder.name:
+                        _remove_dead_folder(Path(entry.path))
+
     def _write(self, address: Address) -> None:
         try:
             with suppress(FileExistsError):
                 self._folder.mkdir(mode=0o700)
             self._check_folder()
             # Nobody may ever read half of it.
-            descriptor, name = tempfile.mkstemp(dir=self._folder)
+            descriptor, name = tempfile.mkstemp(prefix=_TEMPORARY, dir=self._folder)
             try:
                 with os.fdopen(descriptor, "w") as file:
                     json.dump(vars(address), file)
@@ -196,6 +273,52 @@ class FilePoint:
                 f"{self._folder}: is not a folder that only you can use, as the ranks need it to "
                 "find each other; remove it, or name a --port"
             )
+
+
+def _read_address(path: Path | str, folder: int | None = None) -> Address | None:
+    """The address in a file, in the open `folder` if given; raises OSError if there is none."""
+    # Whoever could put a link there could as well write the file; but be plain about it.
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    with os.fdopen(os.open(path, flags, dir_fd=folder), "rb") as file:
+        return Address.parse(file.read(_MAX_FILE_BYTES))
+
+
+def _remove_dead_folder(path: Path, in_vain: Address | None = None) -> None:
+    """Remove a folder of ours with an address that is `in_vain`, or refuses connections.
+
+    Nothing else is removed, no link followed, and no error raised.
+    """
+    with suppress(OSError), _open_folder(path) as folder:
+        address = _read_address(_ADDRESS, folder)
+        if address is None or not (address == in_vain or _refuses_connections(address)):
+            return
+        for name in os.listdir(folder):
+            if name == _ADDRESS or name.startswith(_TEMPORARY):
+                os.unlink(name, dir_fd=folder)
+        os.rmdir(path)
+
+
+@contextmanager
+def _open_folder(path: Path) -> Iterator[int]:
+    """A descriptor of a folder that nobody but us can use; raises OSError if it is another."""
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(folder)
+        if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) != 0o700:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(path))
+        yield folder
+    finally:
+        os.close(folder)
+
+
+def _refuses_connections(address: Address) -> bool:
+    try:
+        connect(address, timeout_s=_REFUSAL_S).close()
+    except ConnectionRefusedError:
+        return True
+    except (OSError, ValueError):  # nobody can tell
+        return False
+    return False
 
 
 class StorePoint:
@@ -227,10 +350,7 @@ class StorePoint:
         """What the store says now."""
         if not self._call("check", [self._key]):
             return None
-        try:
-            return Address(**json.loads(self._call("get", self._key)))
-        except (ValueError, TypeError):
-            return None
+        return Address.parse(self._call("get", self._key))
 
     def where(self) -> str:
         """Where the store is."""
@@ -239,6 +359,9 @@ class StorePoint:
     def close(self) -> None:
         """Leave the store to its agent."""
         self._store = None
+
+    def clear_away(self, in_vain: Address | None) -> None:
+        """The store ends with its agent, and the next job has another key."""
 
     def _own_host(self) -> str:
         host = own_address_towards(*self._address)
@@ -282,14 +405,33 @@ def own_address_towards(host: str, port: int) -> str:
         ) from error
 
 
+def connect(address: Address, *, timeout_s: float) -> socket.socket:
+    """A connection to that address; raises OSError if there is none in time."""
+    connected = socket.create_connection((address.host, address.port), timeout=timeout_s)
+    # A port where nobody listens can be given to the very socket that tries to reach it.
+    if connected.getsockname() == connected.getpeername():
+        connected.close()
+        raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    return connected
+
+
+def resolve(host: str, port: int) -> tuple[Any, ...]:
+    """What socket.getaddrinfo finds first.
+
+    Raises ConfigError for a host that does not exist, or is all interfaces at once.
+    """
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError("--head-ip", f"no such host, {host}: {error.strerror}") from error
+    _refuse_unspecified(host, found[0][4][0])
+    return found[0]
+
+
 def listen_at(host: str, port: int) -> socket.socket:
     """A listening socket, at a free port if `port` is 0; raises ConfigError if that cannot be."""
     where = name_address(host, port)
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
-        raise ConfigError("--head-ip", f"no such host, {host}: {error.strerror}") from error
-    family, kind, protocol, _, address = found[0]
+    family, kind, protocol, _, address = resolve(host, port)
     listener = socket.socket(family, kind, protocol)
     try:
         # The port of a job that has just ended is free; on Linux, that of a living one is not.

@@ -9,6 +9,7 @@ import torch
 
 from flexbench.core.errors import ConfigError
 from flexbench.dist import schedule
+from flexbench.dist.config import DUMMY_WEIGHT, DebugMode
 from flexbench.dist.generation import Generation
 from flexbench.dist.homes import ExecutionEnv
 from flexbench.dist.layers import InputEmbed, Layer, OutputEmbed, WeightSpec, layers_of
@@ -16,11 +17,10 @@ from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.partition import Stage
 from flexbench.dist.policy import Policy
 from flexbench.dist.schedule import Action, Pipeline, Workload
-from flexbench.dist.task import DebugMode, IntArray, Task, make_task
+from flexbench.dist.task import IntArray, Task, make_task
 from flexbench.dist.timing import StageTimes
 from flexbench.dist.transport import PipelineLink
 from flexbench.dist.weight_files import (
-    DUMMY_WEIGHT,
     DummySource,
     WeightSource,
     check_weights,

@@ -79,8 +79,8 @@ CutGenLen = Annotated[
 DebugMode = Annotated[
     str | None,
     typer.Option(
-        metavar="|".join(defaults.DEBUG_MODES),
-        autocompletion=lambda: list(defaults.DEBUG_MODES),
+        metavar="|".join(defaults.DebugMode),
+        autocompletion=lambda: list(defaults.DebugMode),
         help="Do a part of the layers and two tokens, and project the rest. breakdown: without "
         "overlap, so that every load, store and computation is timed by itself.",
         rich_help_panel=_LOAD,

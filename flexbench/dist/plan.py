@@ -9,7 +9,7 @@ import torch
 
 from flexbench.core.errors import ConfigError
 from flexbench.dist.cache import CacheShape
-from flexbench.dist.config import DUMMY_PATH, DistConfig
+from flexbench.dist.config import DUMMY_WEIGHT, DistConfig
 from flexbench.dist.layers import InputEmbed, Layer, layers_of
 from flexbench.dist.opt_config import OptConfig, get_opt_config, load_opt_config
 from flexbench.dist.partition import Balance, Stage, split_layers
@@ -88,7 +88,7 @@ class DistPlan:
     @property
     def is_dummy(self) -> bool:
         """Whether the weights are random."""
-        return self.weights_path == DUMMY_PATH
+        return self.weights_path == DUMMY_WEIGHT
 
     @property
     def backend(self) -> str:
@@ -135,7 +135,7 @@ def make_plan(config: DistConfig, *, num_stages: int, has_gpu: bool) -> DistPlan
 def _find_model(config: DistConfig) -> tuple[OptConfig, str]:
     """The model's dimensions, and where its weights are."""
     path = config.weights_path
-    if path != DUMMY_PATH:
+    if path != DUMMY_WEIGHT:
         folder = find_model(path)
         found = load_opt_config(folder, dtype=config.dtype)
         if not Path(config.model).expanduser().is_dir() and config.model != path:

@@ -4,24 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 import numpy.typing as npt
 
-from flexbench.core.checks import check_count
+from flexbench.core.checks import check_count, check_seed
 from flexbench.core.errors import ConfigError
+from flexbench.dist.config import DebugMode, check_stop, check_temperature
 from flexbench.dist.opt_config import OptConfig
 
 IntArray = npt.NDArray[np.int64]
-MAX_SEED = 2**32 - 1
-
-
-class DebugMode(StrEnum):
-    """Shorter runs, from which the figures of the whole are projected."""
-
-    FEWER_BATCH = "fewer_batch"
-    BREAKDOWN = "breakdown"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,19 +66,14 @@ def make_task(
     Raises ConfigError naming the option for what cannot work.
     """
     check_count("--gen-len", max_new_tokens, minimum=1)
-    check_count("--seed", seed, minimum=0, maximum=MAX_SEED)
+    check_seed("--seed", seed)
+    check_temperature(temperature, do_sample=do_sample)
     if cut_gen_len is not None:
         check_count("--cut-gen-len", cut_gen_len, minimum=1)
-    if do_sample and not 0 < temperature < float("inf"):
-        raise ConfigError("--temperature", f"must be above 0, not {temperature:g}")
     mode = _debug_mode(debug_mode)
     if stop is not None:
         check_count("--stop", stop, minimum=0, maximum=config.vocab_size - 1)
-        if cut_gen_len is not None or mode is not None:
-            other = "--cut-gen-len" if mode is None else "--debug-mode"
-            raise ConfigError(
-                "--stop", f"nobody knows how many tokens {other} would have to project"
-            )
+        check_stop(stop, cut_gen_len=cut_gen_len, debug_mode=mode)
     input_ids = _pad(inputs, config.pad_token_id)
     _check_tokens(input_ids, config, max_new_tokens)
     num_tokens = min(max_new_tokens, cut_gen_len or max_new_tokens)

@@ -24,7 +24,6 @@ from flexbench.core.errors import (
 )
 from flexbench.dist.layers import WeightSpec
 
-DUMMY_WEIGHT = "_DUMMY_"
 # What OPT is initialized with (its config.json: init_std).
 _INIT_STD = 0.02
 # Before, weights_only could be circumvented (CVE-2025-32434, CVE-2026-24747).
@@ -223,7 +222,7 @@ def _read_index(path: Path) -> dict[str, Path]:
         files = {str(name): path.parent / str(file) for name, file in weight_map.items()}
     except OSError as error:
         raise InputFileError(path, f"cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputFileError(path, f"is no index of shards: {error!r}") from error
     for file in set(files.values()):
         if file.resolve().parent != path.parent.resolve() and not file.is_symlink():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flexbench.core.checks import check_count, check_seconds
+from flexbench.core.checks import check_count, check_seconds, check_seed
 from flexbench.core.errors import ConfigError
 from flexbench.models.shapes import ModelShape
 from flexbench.petals.model import (
@@ -25,8 +25,6 @@ DEFAULT_OUTPUT = Path("results/petals.tsv")
 SWEEP_PREFIX = "facebook/opt-30b"
 SWEEP_SEQUENCE_LENGTH = 512
 SWEEP_MAX_TOKENS = range(0, 33)
-
-MAX_SEED = 2**32 - 1
 
 DTYPES = ("auto", *DTYPE_BYTES)
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
@@ -86,7 +84,7 @@ class PetalsConfig:
             check_count(option, value, minimum=1)
         _check_counts("--sequence-length", self.sequence_lengths, minimum=1)
         _check_counts("--max-tokens", self.max_tokens, minimum=0)
-        check_count("--seed", self.seed, minimum=0, maximum=MAX_SEED)
+        check_seed("--seed", self.seed)
         for option, seconds in (
             ("--connect-timeout", self.connect_timeout_s),
             ("--server-timeout", self.server_timeout_s),
