@@ -118,7 +118,7 @@ def get_opt_config(name: str, *, dtype: str = "auto") -> OptConfig:
     Raises ConfigError that lists the names there are.
     """
     try:
-        shape = opt_shape(_INSTRUCTION_TUNED.sub("opt-", name))
+        shape = opt_shape(_INSTRUCTION_TUNED.sub("opt-", name.lower()))
     except KeyError:
         raise ConfigError(
             "--model",
@@ -155,7 +155,7 @@ def load_opt_config(folder: Path, *, dtype: str = "auto") -> OptConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputFileError(path, f"cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputFileError(path, f"is not JSON: {error}") from error
     if not isinstance(values, dict) or values.get("model_type") != "opt":
         family = values.get("model_type") if isinstance(values, dict) else None
@@ -163,7 +163,8 @@ def load_opt_config(folder: Path, *, dtype: str = "auto") -> OptConfig:
     for name, needed in (("enable_bias", True), ("layer_norm_elementwise_affine", True)):
         if values.get(name, needed) is not needed:
             raise InputFileError(path, f"{name} = {values[name]} is not supported")
-    before = bool(values.get("do_layer_norm_before", True))
+    before = _read_flag(path, values, "do_layer_norm_before", default=True)
+    is_final_norm_removed = _read_flag(path, values, "_remove_final_layer_norm", default=False)
     try:
         return OptConfig(
             name=folder.resolve().name,
@@ -173,9 +174,9 @@ def load_opt_config(folder: Path, *, dtype: str = "auto") -> OptConfig:
                 path, values, "word_embed_proj_dim", values.get("hidden_size")
             ),
             do_layer_norm_before=before,
-            has_final_layer_norm=before and not values.get("_remove_final_layer_norm", False),
+            has_final_layer_norm=before and not is_final_norm_removed,
             activation_function=values.get("activation_function", "relu"),
-            tie_word_embeddings=bool(values.get("tie_word_embeddings", True)),
+            tie_word_embeddings=_read_flag(path, values, "tie_word_embeddings", default=True),
             pad_token_id=_read_count(path, values, "pad_token_id", 1),
             dtype=dtype,
         )
@@ -186,6 +187,13 @@ def load_opt_config(folder: Path, *, dtype: str = "auto") -> OptConfig:
 
 
 _REQUIRED = ("hidden_size", "num_attention_heads", "num_hidden_layers", "ffn_dim", "vocab_size")
+
+
+def _read_flag(path: Path, values: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = values.get(name, default)
+    if not isinstance(value, bool):
+        raise InputFileError(path, f"{name} must be true or false, not {value!r}")
+    return value
 
 
 def _read_count(path: Path, values: dict[str, Any], name: str, default: Any = None) -> int:

@@ -203,8 +203,14 @@ def _load_bin(path: Path) -> dict[str, Any]:
                 raise
             # Files from before torch 1.6 cannot be mapped.
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+    except pickle.UnpicklingError as error:
+        raise InputFileError(
+            path,
+            "cannot be read as weights: it is damaged, or holds more than tensors, which is not "
+            "executed",
+        ) from error
+    except Exception as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise InputFileError(path, f"cannot be read as weights: {reason}") from error
     if not isinstance(loaded, dict):
         raise InputFileError(path, f"holds no tensors by name, but a {type(loaded).__name__}")
@@ -224,9 +230,10 @@ def _read_index(path: Path) -> dict[str, Path]:
         raise InputFileError(path, f"cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputFileError(path, f"is no index of shards: {error!r}") from error
-    for file in set(files.values()):
-        if file.resolve().parent != path.parent.resolve() and not file.is_symlink():
-            raise InputFileError(path, f"names a file outside of its folder: {file}")
+    for name in {str(file) for file in weight_map.values()}:
+        # Links in the folder may lead anywhere: the cache of the hub is full of them.
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise InputFileError(path, f"names a file outside of its folder: {name}")
     return files
 
 
@@ -251,9 +258,12 @@ def find_model(path: str) -> Path:
 
     Raises ConfigError when there is no such folder, or when the hub cannot be reached.
     """
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        return folder
+    try:
+        folder = Path(path).expanduser()
+        if folder.is_dir():
+            return folder
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, or no name of a file
+        raise ConfigError("--path", f"there is no folder {path[:80]!r}: {error}") from error
     owner, slash, name = path.partition("/")
     if not (slash and owner.strip(".~") and name and "/" not in name):
         raise ConfigError("--path", f"there is no folder {path}")
