@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from flexbench.dist.homes import ExecutionEnv, Part
-from flexbench.dist.placement import RowSplit, split_rows
-from flexbench.dist.policy import Percent, Policy
+from flexbench.dist.placement import most_rows, split_rows
+from flexbench.dist.policy import Policy
 
 
 class HiddenStore:
@@ -60,13 +60,3 @@ class HiddenStore:
             for part, span in zip(self._parts.homes, ranges, strict=True)
             if part is not None and len(span)
         ]
-
-
-def most_rows(max_rows: int, percent: Percent) -> RowSplit:
-    """What each home needs at most for any number of rows up to `max_rows`.
-
-    The cpu's share is the difference of two rounded numbers: one row more may be needed.
-    """
-    split = split_rows(max_rows, percent)
-    spare = 1 if percent.cpu > 0 and split.cpu < max_rows else 0
-    return RowSplit(split.gpu, split.cpu + spare, split.disk)

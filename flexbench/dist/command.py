@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from flexbench.core.checks import check_count
 from flexbench.core.environment import may_have_gpu
 from flexbench.core.errors import MissingDependencyError
 from flexbench.core.options import SwitchCommand
 from flexbench.dist import config as defaults
 from flexbench.dist import options
 from flexbench.dist.config import DistConfig, config_from
-from flexbench.dist.launch import Launch, detect_launch
+from flexbench.dist.launch import MAX_PORT, Launch, detect_launch
 from flexbench.dist.partition import Balance
 from flexbench.dist.rank import first_rank_speaks, open_console
 
@@ -80,6 +81,8 @@ def dist(
         os.environ, rank=rank, local_rank=local_rank, world_size=world_size, use_mpi=use_mpi
     )
     with first_rank_speaks(launch):
+        if port is not None:
+            check_count("--port", port, minimum=1, maximum=MAX_PORT)
         config = config_from(arguments)
         plan = _plan(config, launch)
     if dry_run:
@@ -92,6 +95,7 @@ def _plan(config: DistConfig, launch: Launch) -> DistPlan:
     try:
         import torch
 
+        import flexbench.dist.benchmark  # noqa: F401 - for what it imports in turn
         from flexbench.dist.plan import make_plan
     except ImportError as error:
         raise MissingDependencyError(

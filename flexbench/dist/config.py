@@ -37,10 +37,20 @@ def check_temperature(temperature: float, *, do_sample: bool) -> None:
 
 
 def check_stop(stop: int | None, *, cut_gen_len: int | None, debug_mode: str | None) -> None:
-    """Raise ConfigError where a stop token would make a projection a guess."""
+    """Raise ConfigError for no token, and where one would make a projection a guess."""
+    if stop is not None:
+        check_count("--stop", stop, minimum=0)
     if stop is not None and (cut_gen_len is not None or debug_mode is not None):
         other = "--debug-mode" if cut_gen_len is None else "--cut-gen-len"
         raise ConfigError("--stop", f"nobody knows how many tokens {other} would have to project")
+
+
+def is_folder(text: str) -> bool:
+    """Whether `text` names a folder that there is."""
+    try:
+        return bool(text) and Path(text).expanduser().is_dir()
+    except (OSError, RuntimeError, ValueError):
+        return False  # no such user, or no name of a file
 
 
 def default_offload_dir() -> Path:
@@ -175,7 +185,7 @@ class DistConfig:
         """Where the weights come from."""
         if self.path is not None:
             return self.path
-        return self.model if Path(self.model).expanduser().is_dir() else DUMMY_WEIGHT
+        return self.model if is_folder(self.model) else DUMMY_WEIGHT
 
 
 def config_from(arguments: Mapping[str, Any]) -> DistConfig:

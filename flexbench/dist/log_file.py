@@ -34,11 +34,14 @@ def _name(config: DistConfig, model_name: str) -> str:
 
 
 def check_log(path: Path) -> None:
-    """Raise ConfigError unless the log can be written."""
+    """Raise ConfigError unless the log can be written. Leaves no empty one behind."""
+    is_new = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a", encoding="utf-8"):
-            return
+            pass
+        if is_new:
+            path.unlink()
     except OSError as error:
         raise ConfigError("--log-file", f"cannot write to {path}: {error.strerror}") from error
 

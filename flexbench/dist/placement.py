@@ -42,6 +42,16 @@ def split_rows(num_rows: int, percent: Percent) -> RowSplit:
     return RowSplit(gpu, cpu_end - gpu, num_rows - cpu_end)
 
 
+def most_rows(max_rows: int, percent: Percent) -> RowSplit:
+    """What each home needs at most for any number of rows up to `max_rows`.
+
+    The cpu's share is the difference of two rounded numbers: one row more may be needed.
+    """
+    split = split_rows(max_rows, percent)
+    spare = 1 if percent.cpu > 0 and split.cpu < max_rows else 0
+    return RowSplit(split.gpu, split.cpu + spare, split.disk)
+
+
 def _round(value: float) -> int:
     return int(value + 0.5)  # round() would round halves to even: 0.5 to 0, 1.5 to 2
 

@@ -9,11 +9,11 @@ import torch
 
 from flexbench.core.errors import ConfigError
 from flexbench.dist.cache import CacheShape
-from flexbench.dist.config import DUMMY_WEIGHT, DistConfig
+from flexbench.dist.config import DUMMY_WEIGHT, DistConfig, is_folder
 from flexbench.dist.layers import InputEmbed, Layer, layers_of
 from flexbench.dist.opt_config import OptConfig, get_opt_config, load_opt_config
 from flexbench.dist.partition import Balance, Stage, split_layers
-from flexbench.dist.placement import HomeBytes, bytes_of_rows, split_rows
+from flexbench.dist.placement import HomeBytes, bytes_of_rows, most_rows, split_rows
 from flexbench.dist.policy import Policy
 from flexbench.dist.transfers import MAX_PENDING_STORES
 from flexbench.dist.weight_files import find_model
@@ -138,10 +138,10 @@ def _find_model(config: DistConfig) -> tuple[OptConfig, str]:
     if path != DUMMY_WEIGHT:
         folder = find_model(path)
         found = load_opt_config(folder, dtype=config.dtype)
-        if not Path(config.model).expanduser().is_dir() and config.model != path:
+        if not is_folder(config.model) and config.model != path:
             _check_same(get_opt_config(config.model), found, folder)
         return found, str(folder)
-    if Path(config.model).expanduser().is_dir():
+    if is_folder(config.model):
         return load_opt_config(Path(config.model).expanduser(), dtype=config.dtype), path
     return get_opt_config(config.model, dtype=config.dtype), path
 
@@ -174,7 +174,9 @@ def _plan_stage(
     # Received, computed and sent; asynchronously, one more is on its way in and out.
     num_messages = (5 if config.async_comm else 3) if stage.num_stages > 1 else 0
     messages = num_messages * policy.num_gpu_batches * hidden
-    split = split_rows(rows, policy.activations)
+    # All on the gpu, they are just kept where they were computed.
+    is_kept = policy.activations.gpu == 100
+    split = split_rows(rows, policy.activations) if is_kept else most_rows(rows, policy.activations)
     return StagePlan(
         stage=stage,
         weights=weights,

@@ -21,10 +21,10 @@ import psutil
 import torch
 from torch import distributed
 
-from flexbench.core.checks import check_count
 from flexbench.core.errors import ConfigError, RunError
 from flexbench.dist.launch import Launch, detect_launch
-from flexbench.dist.meeting_points import listen_at, own_address_towards
+from flexbench.dist.meeting_points import check_place, listen_at, own_address_towards, resolve
+from flexbench.dist.transport import PeerError
 from flexbench.dist.watch import PeerWatch
 from flexbench.dist.wording import name_address, summarize
 
@@ -48,8 +48,10 @@ def open_process_group(watch: PeerWatch, launch: Launch, *, backend: str) -> Ite
     A rank that waits for a lost one in a call of torch is not woken: that is for `on_lost` of the
     watch to do, which runs in another thread.
     """
+    if distributed.is_initialized():  # by a program that calls us
+        _check_opened(launch)
     if launch.world_size == 1 or distributed.is_initialized():
-        yield  # a program that calls us may have opened one
+        yield
         return
     is_failed = True
     try:
@@ -72,6 +74,17 @@ def open_process_group(watch: PeerWatch, launch: Launch, *, backend: str) -> Ite
         raise
     finally:
         _destroy(is_failed=is_failed)
+
+
+def _check_opened(launch: Launch) -> None:
+    """Raise ConfigError unless the default group that is open has the ranks that we know of."""
+    rank, size = distributed.get_rank(), distributed.get_world_size()
+    if (rank, size) != (launch.rank, launch.world_size):
+        raise ConfigError(
+            "--world-size",
+            f"this process is rank {launch.rank} of {launch.world_size}, but rank {rank} of {size} "
+            "in the process group that the program has opened",
+        )
 
 
 def _open_shared_store(watch: PeerWatch, launch: Launch) -> Any:
@@ -136,8 +149,10 @@ def _await_end(watch: PeerWatch, launch: Launch) -> None:
 
 
 def _raise_cause(watch: PeerWatch, error: BaseException) -> None:
-    """If `error` is torch's and another rank is lost, raise RunError that says which, and why."""
-    if isinstance(error, RuntimeError) and (lost := watch.wait_for_loss(_CAUSE_S)) is not None:
+    """If `error` is of torch's connections, and another rank is lost, raise RunError saying so."""
+    if not isinstance(error, RuntimeError | PeerError):
+        return
+    if (lost := watch.wait_for_loss(_CAUSE_S)) is not None:
         raise RunError(lost.message) from error
 
 
@@ -218,7 +233,8 @@ def initialize_distributed(
     """
     if comm_device not in ("cpu", "gpu"):
         raise ConfigError("--comm-device", f"must be cpu or gpu, not {comm_device!r}")
-    check_count("--port", port, minimum=1, maximum=65535)
+    check_place(head_ip, port)
+    resolve(head_ip, port)  # refuses a name of all interfaces on every rank
     detect_launch({}, rank=rank, world_size=world_size, local_rank=local_rank)
     backend = "gloo"
     if comm_device == "gpu" and torch.cuda.is_available():

@@ -9,31 +9,35 @@ Rank 0 listens at a meeting point; the others learn its address there, and shake
 
 The third step makes an arrival certain: a rank that gave up waiting for its welcome, and tries
 again, has not arrived twice. A visitor without the token is shown out without a word.
+
+Who has the token, but other options, ends the job at once. Where the job has no token, that may be
+anybody on this host: it is turned away, and rank 0 goes on waiting for the one that it knows.
 """
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import hmac
-import os
 import secrets
 import socket
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from flexbench.core.errors import DeadlineError, FlexbenchError, Interrupted, RunError
 from flexbench.dist.channel import Channel, close_politely, wait_for_sockets
 from flexbench.dist.launch import Launch
-from flexbench.dist.meeting_points import TOKEN_VARIABLE, Address, MeetingPoint
+from flexbench.dist.meeting_points import TOKEN_VARIABLE, Address, MeetingPoint, connect
 from flexbench.dist.wording import (
     KILLED,
     describe_failure,
+    exit_code_of,
+    is_stop,
     name_ranks,
     not_answered,
     one_line,
+    read_exit_code,
     summarize,
 )
 
@@ -43,6 +47,11 @@ _STEP_S = 5.0
 _RETRY_S = 0.05
 # Rank 0 gives up first and names who is missing; so long the others wait for its word.
 _VERDICT_GRACE_S = 2.0
+# mpirun stops all ranks as soon as one is dead: so long a rank that is stopped looks for that one.
+_SECOND_LOOK_S = 0.2
+# No honest rank says more; and a stranger's number must not be one that nobody can reckon with.
+_MAX_PATIENCE_S = 1e9
+_MAX_RANKS = 10**6
 
 
 def join(
@@ -64,8 +73,12 @@ def join(
                 return reception.receive_all(), str(listener.getsockname()[0])
         finally:
             point.close()
+    visitor = _Visitor(launch, point, digest, timeout_s)
     try:
-        channel = _Visitor(launch, point, digest, timeout_s).visit()
+        channel = visitor.visit()
+    except BaseException:
+        point.clear_away(visitor.in_vain)
+        raise
     finally:
         point.close()
     return {0: channel}, str(channel.socket.getsockname()[0])
@@ -78,6 +91,7 @@ class _Guest:
     rank: int | None = None
     process: str = ""
     is_ready: bool = False
+    is_turned_away: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,8 +114,10 @@ class _Hello:
         if (
             message.get("type") != "hello"
             or not all(isinstance(text, str) for text in texts)
-            or not all(type(number) is int for number in numbers)
+            or not all(type(number) is int and 0 <= number <= _MAX_RANKS for number in numbers)
+            or isinstance(patience, bool)
             or not isinstance(patience, int | float)
+            or not 0 <= patience <= _MAX_PATIENCE_S
         ):
             return None
         return _Hello(**{name: message[name] for name in _Hello.__annotations__})
@@ -117,6 +133,8 @@ class _Reception:
     fingerprint: str
     timeout_s: float
     guests: list[_Guest] = field(default_factory=list)
+    turned_away: dict[int, str] = field(default_factory=dict)
+    """What those were, by the rank that they said they are."""
 
     def receive_all(self) -> dict[int, Channel]:
         """Receive every other rank; a channel for each."""
@@ -125,8 +143,12 @@ class _Reception:
         try:
             while missing := self._missing():
                 if time.monotonic() > self.expires_at:
-                    raise DeadlineError(_did_not_arrive(missing, self.timeout_s))
+                    raise DeadlineError(_did_not_arrive(missing, self.timeout_s, self.turned_away))
                 self._turn()
+        except Interrupted as stop:
+            error = self._find_lost() or stop
+            self._dismiss(error)
+            raise error from (None if error is stop else stop)
         except BaseException as error:
             self._dismiss(error)
             raise
@@ -172,6 +194,8 @@ class _Reception:
         if guest not in self.guests:  # dropped for one that came again
             return
         for message in guest.channel.receive():
+            if guest.is_turned_away:
+                continue
             if guest.rank is None:
                 if not self._greet(guest, message):
                     self._drop(guest)
@@ -179,8 +203,7 @@ class _Reception:
             elif message.get("type") == "ready":
                 guest.is_ready = True
             elif message.get("type") == "fail":
-                reason = one_line(str(message.get("reason")))
-                raise RunError(f"rank {guest.rank} {reason}")
+                raise _failure_of(guest, message)
         if guest.is_ready:
             if guest.channel.is_closed:
                 raise RunError(f"rank {guest.rank} {KILLED}")
@@ -194,35 +217,75 @@ class _Reception:
             return False
         if not 0 < hello.rank < max(hello.world_size, self.launch.world_size):
             return False
+        if (problem := self._find_difference(hello)) is not None:
+            short, reason = problem
+            if self.token:
+                guest.rank = hello.rank  # it is of this job, and to be told like all
+                raise RunError(reason)
+            self._turn_away(guest, hello, short, reason)
+            return True
         earlier = next((other for other in self.guests if other.rank == hello.rank), None)
-        if earlier is not None and earlier.process == hello.process:
-            self._drop(earlier)
-            earlier = None
         guest.rank, guest.process = hello.rank, hello.process
-        self._check(hello, is_taken=earlier is not None)
+        if earlier is not None:
+            if earlier.process != hello.process:
+                raise RunError(
+                    f"two processes say that they are rank {hello.rank}; is --rank given twice, or "
+                    "does another job use this address?"
+                )
+            self._drop(earlier)
         guest.channel.trust()
         guest.expires_at = time.monotonic() + _STEP_S
         self.expires_at = min(self.expires_at, time.monotonic() + hello.patience_s)
         guest.channel.send({"type": "welcome"})
         return True
 
-    def _check(self, hello: _Hello, *, is_taken: bool) -> None:
-        """Raise RunError unless the rank belongs to this job."""
+    def _find_difference(self, hello: _Hello) -> tuple[str, str] | None:
+        """What keeps a rank from being of this job, in a few words and in a sentence."""
         if hello.world_size != self.launch.world_size:
-            raise RunError(
+            return (
+                f"of {hello.world_size} ranks",
                 f"rank {hello.rank} was started as one of {hello.world_size} ranks, rank 0 as one "
-                f"of {self.launch.world_size}"
+                f"of {self.launch.world_size}",
             )
         if hello.fingerprint != self.fingerprint:
-            raise RunError(
+            return (
+                "with other options",
                 f"rank {hello.rank} was started with other options than rank 0; all ranks need "
-                "the same"
+                "the same",
             )
-        if is_taken:
-            raise RunError(
-                f"two processes say that they are rank {hello.rank}; is --rank given twice, or "
-                "does another job use this address?"
-            )
+        return None
+
+    def _turn_away(self, guest: _Guest, hello: _Hello, short: str, reason: str) -> None:
+        """Tell a guest why it cannot stay; it goes by itself, or when its time is over."""
+        if hello.rank < self.launch.world_size:  # who else says so is missed by nobody
+            self.turned_away[hello.rank] = short
+        guest.is_turned_away = True
+        guest.channel.send({"type": "aborted", "reason": reason, "is_late": False})
+
+    def _find_lost(self) -> RunError | None:
+        """The failure of a guest that had joined, if one becomes known in a moment.
+
+        One that was stopped as well has not failed.
+        """
+        expires_at = time.monotonic() + _SECOND_LOOK_S
+        guests = [guest for guest in self.guests if guest.rank is not None]
+        while True:
+            for guest in list(guests):
+                for message in guest.channel.receive():
+                    if message.get("type") == "ready":
+                        guest.is_ready = True
+                    elif message.get("type") == "fail":
+                        if not is_stop(read_exit_code(message.get("exit_code"))):
+                            return _failure_of(guest, message)
+                        guest.is_ready = False
+                if guest.channel.is_closed:
+                    if guest.is_ready:
+                        return RunError(f"rank {guest.rank} {KILLED}")
+                    guests.remove(guest)
+            remaining = expires_at - time.monotonic()
+            if remaining <= 0:
+                return None
+            wait_for_sockets([guest.channel.socket for guest in guests], timeout_s=remaining)
 
     def _dismiss(self, error: BaseException) -> None:
         """Tell those who are there why it came to nothing."""
@@ -230,12 +293,17 @@ class _Reception:
             reason = summarize(error)
         else:
             reason = f"rank 0 {describe_failure(error)}"
-        is_late = isinstance(error, DeadlineError)
+        aborted = {
+            "type": "aborted",
+            "reason": reason,
+            "is_late": isinstance(error, DeadlineError),
+            "exit_code": exit_code_of(error),
+        }
         for guest in self.guests:
             if guest.rank is None:
                 guest.channel.close()
             else:
-                guest.channel.send({"type": "aborted", "reason": reason, "is_late": is_late})
+                guest.channel.send(aborted)
         close_politely(guest.channel for guest in self.guests if guest.rank is not None)
 
 
@@ -247,12 +315,15 @@ class _Visitor:
     point: MeetingPoint
     fingerprint: str
     timeout_s: float
+    in_vain: Address | None = None
+    """Where nobody of ours was found until the time was over."""
 
     def visit(self) -> Channel:
         """Find rank 0 and wait for the others; the channel to it."""
         self.expires_at = time.monotonic() + self.timeout_s
         self.process = secrets.token_hex(8)
         problem = f"it has not told its address {self.point.where()}"
+        address = None
         while time.monotonic() < self.expires_at:
             address = self.point.look_up()
             if address is not None:
@@ -268,6 +339,7 @@ class _Visitor:
                         f"another ${TOKEN_VARIABLE}?"
                     )
             time.sleep(_RETRY_S)
+        self.in_vain = address
         raise DeadlineError(
             f"rank {self.launch.rank} could not reach rank 0 within {self.timeout_s:g} s "
             f"(--comm-timeout): {problem}"
@@ -275,12 +347,7 @@ class _Visitor:
 
     def _connect(self, address: Address) -> Channel:
         timeout_s = max(0.01, min(_STEP_S, self.expires_at - time.monotonic()))
-        connected = socket.create_connection((address.host, address.port), timeout=timeout_s)
-        # A port where nobody listens can be given to the very socket that tries to reach it.
-        if connected.getsockname() == connected.getpeername():
-            connected.close()
-            raise ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
-        return Channel(connected)
+        return Channel(connect(address, timeout_s=timeout_s))
 
     def _shake_hands(self, channel: Channel, address: Address) -> bool:
         """Whether the job starts over `channel`; False if nobody of ours is at its other end."""
@@ -299,11 +366,24 @@ class _Visitor:
             is_welcome = True
             channel.send({"type": "ready"})
             self._await_start(channel)
-        except BaseException as error:
-            if is_welcome and not channel.is_closed:
-                channel.send({"type": "fail", "reason": describe_failure(error)})
-            close_politely([channel])
-            raise
+        except BaseException as raised:
+            error = raised
+            try:
+                if is_welcome and isinstance(raised, Interrupted):
+                    error = _find_failure(channel) or raised
+                if is_welcome and not channel.is_closed:
+                    channel.send(
+                        {
+                            "type": "fail",
+                            "reason": describe_failure(error),
+                            "exit_code": exit_code_of(error),
+                        }
+                    )
+            finally:
+                close_politely([channel])
+            if error is raised:
+                raise
+            raise error from raised
         return True
 
     def _hello(self, address: Address) -> dict[str, Any]:
@@ -313,7 +393,7 @@ class _Visitor:
             fingerprint=self.fingerprint,
             token=address.token,
             process=self.process,
-            patience_s=self.expires_at - time.monotonic(),
+            patience_s=min(max(0.0, self.expires_at - time.monotonic()), _MAX_PATIENCE_S),
         )
         return {"type": "hello", **vars(hello)}
 
@@ -329,14 +409,42 @@ class _Visitor:
                 return
 
 
+def _find_failure(channel: Channel) -> RunError | None:
+    """Rank 0's failure, or the one that it tells, if it becomes known in a moment.
+
+    If rank 0 was only stopped as well, nothing has failed.
+    """
+    expires_at = time.monotonic() + _SECOND_LOOK_S
+    while (message := channel.wait(expires_at)) is not None:
+        if is_stop(read_exit_code(message.get("exit_code"))):
+            return None
+        try:
+            _raise_if_aborted(message)
+        except RunError as failure:
+            return failure
+    return RunError(f"rank 0 {KILLED}") if channel.is_closed else None
+
+
+def _failure_of(guest: _Guest, message: dict[str, Any]) -> RunError:
+    return RunError(f"rank {guest.rank} {one_line(str(message.get('reason')))}")
+
+
 def _is_same_token(one: str, other: str) -> bool:
     # As bytes, because of text only ASCII can be compared; a stranger's may not even be Unicode.
     left, right = (token.encode("utf-8", "surrogatepass") for token in (one, other))
     return hmac.compare_digest(left, right)
 
 
-def _did_not_arrive(missing: Iterable[int], timeout_s: float) -> str:
-    return f"{name_ranks(missing)} did not arrive within {timeout_s:g} s (--comm-timeout)"
+def _did_not_arrive(
+    missing: Iterable[int], timeout_s: float, turned_away: Mapping[int, str]
+) -> str:
+    problem = f"{name_ranks(missing)} did not arrive within {timeout_s:g} s (--comm-timeout)"
+    others = [
+        f"a rank {rank} {turned_away[rank]} was turned away"
+        for rank in sorted(missing)
+        if rank in turned_away
+    ]
+    return "; ".join([problem, *others])
 
 
 def _raise_if_aborted(message: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from flexbench.dist.plan import DistPlan
 def placement_table(plan: DistPlan) -> Table:
     """What each stage will hold, where: bytes, and the share that was asked and that it became."""
     title = f"Placement of {plan.model.name}, {plan.model.dtype}"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 0, 0, 1))
     for heading in ("stage", "what", "gpu", "cpu", "disk", "asked %", "placed %"):
         table.add_column(heading, justify="left" if heading == "what" else "right")
     policy = plan.policy
@@ -106,7 +106,7 @@ def results_table(plan: DistPlan, measurement: Measurement) -> Table:
         f"{plan.model.name}, {plan.num_stages} {stages}, {plan.config.prompt_len} + "
         f"{plan.config.gen_len} tokens{mark}"
     )
-    table = Table(title=title, box=box.SIMPLE_HEAD, min_width=min(len(title), 80))
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, min_width=min(len(title), 80))
     for heading in ("", "latency s", "tokens/s"):
         table.add_column(heading, justify="right" if heading else "left")
     for name in ("prefill", "decode", "total"):

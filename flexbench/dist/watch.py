@@ -15,8 +15,10 @@ The first cause is the one that everybody is told; what follows from it is not t
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,9 +28,17 @@ from typing import Any
 from flexbench.core.errors import DeadlineError, RunError
 from flexbench.dist.channel import Channel, close_politely, encode, wait_for_sockets
 from flexbench.dist.launch import Launch
-from flexbench.dist.meeting_points import choose_meeting_point
+from flexbench.dist.meeting_points import check_place, choose_meeting_point
 from flexbench.dist.rendezvous import join
-from flexbench.dist.wording import KILLED, describe_failure, name_ranks, not_answered, one_line
+from flexbench.dist.wording import (
+    KILLED,
+    describe_failure,
+    exit_code_of,
+    name_ranks,
+    not_answered,
+    one_line,
+    read_exit_code,
+)
 
 _MAX_HEARTBEAT_S = 1.0
 _HEARTBEATS_PER_TIMEOUT = 10
@@ -42,6 +52,8 @@ class LostRank:
 
     rank: int
     reason: str
+    exit_code: int = 1
+    """What that rank's process ends with, as far as it could tell."""
 
     @property
     def message(self) -> str:
@@ -82,6 +94,7 @@ class PeerWatch:
         self._fingerprint = fingerprint
         self._on_lost = on_lost
         self._point = None
+        check_place(head_ip, port)
         if launch.world_size > 1:
             self._point = choose_meeting_point(
                 launch, head_ip=head_ip, port=port, timeout_s=timeout_s
@@ -129,16 +142,17 @@ class PeerWatch:
             self.report(error)
         self._leave()
 
-    def fail(self, summary: str) -> None:
-        """Tell the others that this rank failed, with the reason in one line.
+    def report(self, error: BaseException) -> None:
+        """Tell the others that `error` ends this rank, as leaving with it does, but earlier.
 
         Says nothing when another rank was lost before: what follows from a loss is none.
         """
-        self._fail(f"failed: {one_line(summary)}")
-
-    def report(self, error: BaseException) -> None:
-        """Tell the others that `error` ends this rank, as leaving with it does, but earlier."""
-        self._fail(describe_failure(error))
+        with self._condition:
+            if self._thread is None or self._lost or self._has_failed or self._is_leaving:
+                return
+            self._has_failed = True
+            self._outbox.append(encode(self._failure(error)))
+        self._wake()
 
     def wait_for_loss(self, timeout_s: float) -> LostRank | None:
         """Wait until a rank is lost, `timeout_s` at most; a single rank does not wait."""
@@ -225,14 +239,6 @@ class PeerWatch:
         with suppress(OSError):
             self._alarm_sender.send(b"!")
 
-    def _fail(self, reason: str) -> None:
-        with self._condition:
-            if self._thread is None or self._lost or self._has_failed or self._is_leaving:
-                return
-            self._has_failed = True
-            self._outbox.append(encode(self._failure(reason)))
-        self._wake()
-
     def _leave(self) -> None:
         with self._condition:
             if not self._has_failed:
@@ -248,19 +254,18 @@ class PeerWatch:
 
     def _abandon(self, error: BaseException) -> None:
         """Entering was interrupted after the others had been told to start."""
-        reason = describe_failure(error)
         if self._thread is not None:
-            self._fail(reason)
+            self.report(error)
             self._leave()
             return
-        for channel in self._channels.values():
-            channel.send(self._failure(reason))
+        self._send_all(self._failure(error))
         close_politely(self._channels.values())
 
-    def _failure(self, reason: str) -> dict[str, Any]:
+    def _failure(self, error: BaseException) -> dict[str, Any]:
+        failure = {"reason": describe_failure(error), "exit_code": exit_code_of(error)}
         if self._launch.rank == 0:
-            return {"type": "lost", "rank": 0, "reason": reason}
-        return {"type": "fail", "reason": reason}
+            return {"type": "lost", "rank": 0, **failure}
+        return {"type": "fail", **failure}
 
     def _hang_up(self) -> None:
         for channel in list(self._channels.values()):
@@ -333,6 +338,7 @@ class PeerWatch:
     def _take_message(self, rank: int, message: dict[str, Any]) -> None:
         kind = message.get("type")
         reason = one_line(str(message.get("reason")))
+        exit_code = read_exit_code(message.get("exit_code"))
         if kind == "value":
             with self._condition:
                 self._values[str(message.get("key")), rank].append(message.get("value"))
@@ -342,13 +348,13 @@ class PeerWatch:
                 self._left.add(rank)
                 self._condition.notify_all()
         elif kind == "fail":
-            self._lose(LostRank(rank, reason))
+            self._lose(LostRank(rank, reason, exit_code))
         elif kind == "lost":
             lost = message.get("rank")
             if lost == self._launch.rank:
                 self._lose(LostRank(rank, f"gave up on rank {lost}, which {reason}"))
             elif isinstance(lost, int):
-                self._lose(LostRank(lost, reason))
+                self._lose(LostRank(lost, reason, exit_code))
 
     def _miss_the_silent(self, now: float) -> None:
         for rank, channel in list(self._channels.items()):
@@ -363,6 +369,18 @@ class PeerWatch:
             self._lost = lost
             self._condition.notify_all()
         if self._launch.rank == 0:
-            for channel in self._channels.values():
-                channel.send({"type": "lost", "rank": lost.rank, "reason": lost.reason})
-        self._on_lost(lost)
+            self._send_all({"type": "lost", **vars(lost)})
+        elif lost.rank == 0:
+            # It may only be frozen, and go on later: it is to know that this rank was not killed.
+            self._send_all({"type": "fail", "reason": f"gave up on rank 0, which {lost.reason}"})
+        try:
+            self._on_lost(lost)
+        except Exception:  # noqa: BLE001 - whatever it is, the others are to be heard and told
+            # Where there is nothing to write to, nobody reads it.
+            with suppress(Exception):
+                sys.stderr.write(traceback.format_exc())
+                sys.stderr.flush()
+
+    def _send_all(self, message: dict[str, Any]) -> None:
+        for channel in self._channels.values():
+            channel.send(message)

@@ -179,8 +179,12 @@ def _bin(folder: Path, files: dict[str, Path] | None) -> WeightSource:
 
 
 def _open_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError, safe_open
-
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError:
+        raise MissingDependencyError(
+            f"{path} needs safetensors, which is not installed: pip install 'flexbench[dist]'"
+        ) from None
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as error:
