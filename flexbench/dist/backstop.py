@@ -70,9 +70,7 @@ class Backstop:
         """Another rank is lost: see to it that this one ends, and say so now."""
         self._lost = lost
         threading.Thread(target=self._end_later, args=(self.error(),), daemon=True).start()
-        with suppress(OSError, ValueError):  # perhaps nobody reads it any more
-            sys.stderr.write(f"Error: {lost.message}\n")
-            sys.stderr.flush()
+        _say(f"Error: {lost.message}")
 
     def error(self) -> FlexbenchError:
         """The error for a lost rank, which has been shown. It has that rank's exit code."""
@@ -113,4 +111,12 @@ class Backstop:
         self._give_up(error)
         if self._is_over.wait(_GRACE_S):
             return
+        if not error.is_shown:
+            _say(error.message if isinstance(error, Interrupted) else f"Error: {error.message}")
         os._exit(error.exit_code)
+
+
+def _say(line: str) -> None:
+    with suppress(OSError, ValueError):  # perhaps nobody reads it any more
+        sys.stderr.write(f"{line}\n")
+        sys.stderr.flush()

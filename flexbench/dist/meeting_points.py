@@ -312,12 +312,16 @@ def _open_folder(path: Path) -> Iterator[int]:
 
 
 def _refuses_connections(address: Address) -> bool:
-    try:
-        connect(address, timeout_s=_REFUSAL_S).close()
-    except ConnectionRefusedError:
-        return True
-    except (OSError, ValueError):  # nobody can tell
-        return False
+    for _ in range(2):
+        try:
+            with connect(address, timeout_s=_REFUSAL_S) as connected:
+                connected.recv(1)  # who has just been killed may not be gone altogether
+        except ConnectionRefusedError:
+            return True
+        except ConnectionResetError:
+            continue
+        except (OSError, ValueError):  # somebody is there, or nobody can tell
+            return False
     return False
 
 

@@ -14,19 +14,27 @@ import sys
 import tempfile
 import threading
 import time
+import types
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flexbench.core.errors import ConfigError, RunError
+from flexbench.core.errors import ConfigError, Interrupted, RunError
 from flexbench.dist.channel import Channel, close_politely
 from flexbench.dist.launch import Launch, detect_launch
-from flexbench.dist.meeting_points import Address, FilePoint, choose_meeting_point
-from flexbench.dist.watch import PeerWatch
+from flexbench.dist.meeting_points import (
+    TOKEN_VARIABLE,
+    Address,
+    FilePoint,
+    choose_meeting_point,
+    listen_at,
+)
+from flexbench.dist.watch import LostRank, PeerWatch
+from flexbench.dist.wording import exit_code_of, read_exit_code
 
 LONG_S = 60  # on a loaded machine, what takes a moment may take this long
 PROGRAM = Path(__file__).parent / "watch_rank.py"
@@ -160,6 +168,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def connect_to(port: int) -> Channel:
+    expires_at = time.monotonic() + LONG_S
+    while True:
+        try:
+            return Channel(socket.create_connection(("127.0.0.1", port)))
+        except ConnectionRefusedError:
+            assert time.monotonic() < expires_at
+            time.sleep(0.02)
+
+
+def make_hello(**changes: Any) -> dict[str, Any]:
+    hello = {"type": "hello", "rank": 1, "world_size": 2, "token": "", "process": "x"}
+    hello |= {"fingerprint": hashlib.sha256(b"").hexdigest(), "patience_s": LONG_S}
+    return hello | changes
+
+
+def soon() -> float:
+    return time.monotonic() + LONG_S
+
+
 def wait_for_address(folder: Path) -> Address:
     expires_at = time.monotonic() + LONG_S
     while not (found := list(folder.glob("*/address"))):
@@ -244,24 +272,29 @@ def test_a_frozen_rank_is_lost_after_the_time_out(start_job, victim):
     message = f"rank {victim} has not answered for 2 s (--comm-timeout)"
     for rank in ranks:
         assert rank.ask("await_loss") == message
-    frozen.signal(signal.SIGCONT)
     if victim != 0:
+        frozen.signal(signal.SIGCONT)
         reason = "has not answered for 2 s (--comm-timeout)"
         assert frozen.ask("await_loss") == f"rank 0 gave up on rank 1, which {reason}"
     for rank in ranks:
         rank.tell("leave")
         assert rank.finish() == [message]
+    if victim == 0:  # it goes on when nobody is there any more, and knows why
+        frozen.signal(signal.SIGCONT)
+        reason = f"gave up on rank 0, which {message.removeprefix('rank 0 ')}"
+        assert frozen.ask("await_loss") in [f"rank {number} {reason}" for number in (1, 2)]
 
 
 @pytest.mark.parametrize(
-    ("kind", "error", "reason"),
+    ("kind", "error", "reason", "exit_code"),
     [
-        ("raise", "ValueError", "failed: ValueError: no such block"),
-        ("interrupted", "Interrupted", "was stopped by SIGTERM"),
+        ("raise", "ValueError", "failed: ValueError: no such block", 1),
+        ("wrong_input", "ConfigError", "failed: --percent: is wrong", 2),
+        ("interrupted", "Interrupted", "was stopped by SIGTERM", 143),
     ],
 )
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_raises_tells_why(start_job, victim, kind, error, reason):
+def test_a_rank_that_raises_tells_why(start_job, victim, kind, error, reason, exit_code):
     ranks = start_job(3)
     enter(ranks)
     failing = ranks.pop(victim)
@@ -270,19 +303,46 @@ def test_a_rank_that_raises_tells_why(start_job, victim, kind, error, reason):
     assert failing.finish() == []
     for rank in ranks:
         assert rank.ask("await_loss") == f"rank {victim} {reason}"
+        assert rank.ask("exit_code") == exit_code
         rank.tell("leave")
         assert rank.finish() == [f"rank {victim} {reason}"]
+
+
+def test_exit_codes_of_errors_and_of_what_others_say():
+    assert LostRank(1, KILLED).exit_code == 1
+    assert exit_code_of(KeyboardInterrupt()) == 130
+    assert exit_code_of(Interrupted(signal.SIGTERM)) == 143
+    assert exit_code_of(SystemExit(7)) == 1
+    assert [read_exit_code(code) for code in (2, 255)] == [2, 255]
+    for wrong in (None, 0, -1, 256, 10**400, 2.0, True, "2", [2]):
+        assert read_exit_code(wrong) == 1
+
+
+def test_a_callback_that_raises_does_not_end_the_watching(start_job):
+    ranks = start_job(3, raises_in_on_lost=True)
+    enter(ranks)
+    ranks.pop(1).signal(signal.SIGKILL)
+    for rank in ranks:
+        assert rank.ask("await_loss") == f"rank 1 {KILLED}"
+    time.sleep(0.3)
+    for rank in ranks:
+        assert rank.ask("threads") == 1
+        rank.tell("leave")
+        assert rank.hear()["threads"] == 0
+        assert rank.process.wait(LONG_S) == 0
+        assert rank.stderr.count("OSError: nowhere to write to") == 1
 
 
 def test_the_first_cause_wins(start_job):
     ranks = start_job(3)
     enter(ranks)
     assert ranks[1].ask("fail told") is True
-    assert ranks[2].ask("await_loss") == "rank 1 failed: two"
+    cause = "rank 1 failed: ValueError: two"
+    assert ranks[2].ask("await_loss") == cause
     ranks[2].tell("fail raise")
     ranks[2].hear()
-    assert ranks[2].finish() == ["rank 1 failed: two"]
-    assert ranks[0].ask("await_loss") == "rank 1 failed: two"
+    assert ranks[2].finish() == [cause]
+    assert ranks[0].ask("await_loss") == cause
     ranks[0].signal(signal.SIGKILL)
     assert ranks[1].ask("check") is None
     ranks[1].tell("leave")
@@ -305,7 +365,7 @@ def test_collecting_names_who_is_missing_lost_or_gone(start_job):
         assert ranks[0].hear() == {"error": error, "message": message}
 
 
-def test_other_options_and_other_sizes_are_refused_everywhere(start):
+def test_with_a_token_other_options_and_other_sizes_are_refused_everywhere(start):
     for change, number, message in (
         ({"fingerprint": "b"}, 1, "rank 1 was started with other options than rank 0"),
         ({"world_size": 4}, 2, "rank 2 was started as one of 4 ranks, rank 0 as one of 3"),
@@ -315,7 +375,7 @@ def test_other_options_and_other_sizes_are_refused_everywhere(start):
         common = {"world_size": 3, "port": port, "fingerprint": "a"}
         options = [{**common, "rank": rank} for rank in range(3)]
         options[number].update(change)
-        ranks = [start({}, **one) for one in options]
+        ranks = [start({TOKEN_VARIABLE: "secret"}, **one) for one in options]
         for rank in ranks:
             assert rank.hear() == {"loaded": True}
         ranks.append(ranks.pop(number))  # it comes last, so that all others are there
@@ -325,6 +385,156 @@ def test_other_options_and_other_sizes_are_refused_everywhere(start):
         answers = [rank.hear() for rank in ranks]
         assert {answer["error"] for answer in answers[::2]} == {"RunError"}
         assert all(answer["message"].startswith(message) for answer in answers[::2]), answers
+
+
+@pytest.mark.parametrize(
+    ("change", "told", "short"),
+    [
+        (
+            {"fingerprint": "b"},
+            "with other options than rank 0; all ranks need the same",
+            "with other options",
+        ),
+        ({"world_size": 3}, "as one of 3 ranks, rank 0 as one of 2", "of 3 ranks"),
+    ],
+)
+def test_without_a_token_other_options_are_turned_away_and_named(start, change, told, short):
+    port = free_port()
+    common = {"world_size": 2, "port": port, "timeout_s": 3}
+    ranks = [start({}, **common, rank=0), start({}, **{**common, **change}, rank=1)]
+    for rank in ranks:
+        assert rank.hear() == {"loaded": True}
+    enter(ranks, fails=True)
+    assert ranks[1].hear() == {"error": "RunError", "message": f"rank 1 was started {told}"}
+    assert ranks[0].hear() == {
+        "error": "DeadlineError",
+        "message": "rank 1 did not arrive within 3 s (--comm-timeout); "
+        f"a rank 1 {short} was turned away",
+    }
+    assert [rank.finish() for rank in ranks] == [[], []]
+
+
+def test_without_a_token_nobody_else_ends_the_job(start):
+    port = free_port()
+    ranks = [start({}, rank=rank, world_size=2, port=port) for rank in range(2)]
+    for rank in ranks:
+        assert rank.hear() == {"loaded": True}
+    enter(ranks[:1], fails=True)
+    for change in ({"fingerprint": "b"}, {"world_size": 3}, {"rank": 2, "world_size": 3}):
+        channel = connect_to(port)
+        channel.send(make_hello(**{**change, "patience_s": 0}))
+        answer = channel.wait(soon())
+        assert answer is not None
+        assert answer["type"] == "aborted"
+        channel.close()
+    for change in (
+        {"patience_s": 10**400},
+        {"patience_s": float("nan")},
+        {"patience_s": float("inf")},
+        {"patience_s": -1},
+        {"patience_s": True},
+        {"world_size": 10**400},
+        {"rank": 10**400, "world_size": 10**401},
+        {"rank": True},
+    ):
+        channel = connect_to(port)
+        channel.send(make_hello(**change))
+        assert channel.wait(soon()) is None
+        assert channel.is_closed, change
+        channel.close()
+    enter(ranks[1:], fails=True)
+    for rank in ranks:
+        assert rank.hear() == {"joined": True}
+        rank.tell("leave")
+    assert [rank.finish() for rank in ranks] == [[], []]
+
+
+def stop_with(rank: Process, happening: Callable[[], Any]) -> None:
+    """SIGTERM and something else, which the rank learns of at once."""
+    time.sleep(0.2)  # it is to wait, and not to be about to
+    rank.signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, rank.process.pid, os.WSTOPPED | os.WNOWAIT)
+    rank.signal(signal.SIGTERM)
+    happening()
+    rank.signal(signal.SIGCONT)
+
+
+STOPPED = {"error": "Interrupted", "message": "Stopped by SIGTERM."}
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        (None, STOPPED),
+        ({}, {"error": "RunError", "message": f"rank 0 {KILLED}"}),
+        (
+            {"reason": f"rank 2 {KILLED}", "exit_code": 1},
+            {"error": "RunError", "message": f"rank 2 {KILLED}"},
+        ),
+        ({"reason": "rank 0 was stopped by SIGTERM", "exit_code": 143}, STOPPED),
+    ],
+)
+def test_a_rank_that_is_stopped_while_it_waits_names_the_cause(start, end, expected):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(LONG_S)
+        rank = start({}, rank=1, world_size=3, port=server.getsockname()[1])
+        assert rank.hear() == {"loaded": True}
+        enter([rank], fails=True)
+        channel = Channel(server.accept()[0])
+        assert (channel.wait(soon()) or {})["type"] == "hello"
+        channel.send({"type": "welcome"})
+        assert channel.wait(soon()) == {"type": "ready"}
+
+        def happen() -> None:
+            if end:
+                channel.send({"type": "aborted", "is_late": False, **end})
+            if end is not None:
+                channel.close()
+
+        stop_with(rank, happen)
+        assert rank.hear() == expected
+        if end is None:
+            told = {"type": "fail", "reason": "was stopped by SIGTERM", "exit_code": 143}
+            assert channel.wait(soon()) == told
+            channel.close()
+        assert rank.finish() == []
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [
+        (None, STOPPED),
+        ({}, {"error": "RunError", "message": f"rank 1 {KILLED}"}),
+        (
+            {"reason": "failed: no room", "exit_code": 1},
+            {"error": "RunError", "message": "rank 1 failed: no room"},
+        ),
+        ({"reason": "was stopped by SIGTERM", "exit_code": 143}, STOPPED),
+    ],
+)
+def test_rank_0_that_is_stopped_while_it_waits_names_the_cause(start, end, expected):
+    port = free_port()
+    rank = start({}, rank=0, world_size=3, port=port)
+    assert rank.hear() == {"loaded": True}
+    enter([rank], fails=True)
+    channel = connect_to(port)
+    channel.send(make_hello(world_size=3))
+    assert channel.wait(soon()) == {"type": "welcome"}
+    channel.send({"type": "ready"})
+
+    def happen() -> None:
+        if end:
+            channel.send({"type": "fail", **end})
+        if end is not None:
+            channel.close()
+
+    stop_with(rank, happen)
+    assert rank.hear() == expected
+    if end is None:
+        told = channel.wait(soon()) or {}
+        assert (told["reason"], told["exit_code"]) == ("rank 0 was stopped by SIGTERM", 143)
+        channel.close()
+    assert rank.finish() == []
 
 
 def test_a_port_in_use_is_an_error_of_the_option(start):
@@ -386,6 +596,36 @@ def test_a_stale_address_is_read_again(start_job, folder):
     assert not job.exists()
 
 
+@pytest.mark.parametrize("is_port_taken", [False, True])
+def test_what_a_killed_rank_0_has_left_is_removed(start_job, folder, is_port_taken):
+    ranks = start_job(3, missing=2, timeout_s=1.5)
+    enter(ranks[:1], fails=True)
+    address = wait_for_address(folder)
+    ranks[0].signal(signal.SIGKILL)
+    ranks[0].process.wait(LONG_S)
+    assert files_in(folder) != []
+    with ExitStack() as stack:
+        if is_port_taken:
+            stack.enter_context(socket.create_server((address.host, address.port)))
+        enter(ranks[1:], fails=True)
+        answer = ranks[1].hear()
+    assert answer["error"] == "DeadlineError"
+    assert ranks[1].finish() == []
+    assert files_in(folder) == []
+
+
+def test_a_welcome_rank_removes_what_a_killed_rank_0_has_left(start_job, folder):
+    ranks = start_job(3, missing=2, timeout_s=5)
+    enter(ranks, fails=True)
+    wait_for_address(folder)
+    time.sleep(0.5)
+    ranks[0].signal(signal.SIGKILL)
+    # On a loaded machine it may not have been welcome yet.
+    assert ranks[1].hear()["error"] in ("RunError", "DeadlineError")
+    assert ranks[1].finish() == []
+    assert files_in(folder) == []
+
+
 def test_interrupted_while_it_waits_rank_0_leaves_nothing(start_job, folder):
     ranks = start_job(3, missing=2)
     enter(ranks, fails=True)
@@ -440,7 +680,7 @@ def test_a_single_rank_opens_nothing():
         assert watch.collect("a", 0) == {0: 1}
         assert watch.share("b", [2], 0) == [2]
         assert watch.wait_for_loss(60) is None
-        watch.fail("nobody hears")
+        watch.report(ValueError("nobody hears"))
     assert watch.lost is None
     assert watch.head_host is None
 
@@ -459,13 +699,73 @@ def make_launch(**changes: Any) -> Launch:
         ({"local_world_size": 1}, None, None, "--head-ip"),
         ({"local_world_size": 1}, None, 1234, "--head-ip"),
         ({"local_world_size": 1}, "127.0.0.1", None, "--head-ip"),
-        ({}, "0.0.0.0", 1234, "--head-ip"),  # noqa: S104 - it is refused
+        *(
+            ({}, host, 1234, "--head-ip")
+            for host in (
+                "0.0.0.0",  # noqa: S104 - it is refused
+                "0",
+                "0.0",
+                "0x0",
+                "::",
+                "::0",
+                "::ffff:0.0.0.0",
+                "*",
+                "",
+                "a..b",
+            )
+        ),
+        ({}, None, 0, "--port"),
+        ({}, None, 65536, "--port"),
     ],
 )
 def test_options_that_do_not_tell_where_to_meet(changes, head_ip, port, option):
     with pytest.raises(ConfigError) as raised:
         choose_meeting_point(make_launch(**changes), head_ip=head_ip, port=port, timeout_s=1)
     assert raised.value.option == option
+
+
+def test_a_single_rank_has_its_options_checked_too():
+    with pytest.raises(ConfigError, match="--port: must be a whole number of at most 65535"):
+        PeerWatch(
+            detect_launch({}), head_ip=None, port=70000, timeout_s=1, fingerprint="", on_lost=print
+        )
+
+
+@pytest.mark.parametrize("resolved", [("0.0.0.0", 7), ("::", 7, 0, 0)])  # noqa: S104 - refused
+def test_a_name_of_all_interfaces_is_refused(resolved, monkeypatch):
+    family = socket.AF_INET if len(resolved) == 2 else socket.AF_INET6
+    found = [(family, socket.SOCK_STREAM, 6, "", resolved)]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_args, **_kwargs: found)
+    with pytest.raises(ConfigError, match="--head-ip: must be the address of one interface"):
+        listen_at("everywhere.example", 7)
+
+
+@pytest.mark.parametrize("host", ["0", "", "::"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_plain_process_group_is_refused_on_all_interfaces(host, rank):
+    pytest.importorskip("torch", reason="the process group is torch's")
+    from flexbench.dist.process_group import initialize_distributed
+
+    with pytest.raises(ConfigError, match="--head-ip: must be the address of one interface"):
+        initialize_distributed(host, 1234, 2, rank, 0, "cpu")
+
+
+def test_a_group_that_the_program_has_opened_must_be_the_same(monkeypatch):
+    pytest.importorskip("torch", reason="the process group is torch's")
+    from flexbench.dist import process_group
+
+    opened = types.SimpleNamespace(
+        is_initialized=lambda: True, get_rank=lambda: 1, get_world_size=lambda: 2
+    )
+    monkeypatch.setattr(process_group, "distributed", opened)
+    with process_group.open_process_group(None, make_launch(rank=1), backend="gloo"):
+        pass
+    for other in (make_launch(rank=0), make_launch(rank=1, world_size=3), detect_launch({})):
+        with (
+            pytest.raises(ConfigError, match=r"--world-size: .* but rank 1 of 2 in the"),
+            process_group.open_process_group(None, other, backend="gloo"),
+        ):
+            pass
 
 
 def test_an_address_that_is_not_ours_is_an_error_of_the_option():
@@ -498,6 +798,62 @@ def test_the_folder_of_the_address_is_ours_alone(folder, monkeypatch):
     with pytest.raises(RunError, match="only you can use"):
         point.listen()
     assert list((folder / "elsewhere").iterdir()) == []
+
+
+def test_without_a_temporary_folder_people_are_told_what_to_do(monkeypatch):
+    def fail() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", fail)
+    with pytest.raises(RunError) as raised:
+        FilePoint("job", host="127.0.0.1")
+    assert raised.value.message == (
+        "no folder for temporary files can be written; set TMPDIR, or name a --port"
+    )
+
+
+def test_only_old_dead_folders_of_ours_are_removed(folder, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    prefix = f"flexbench-{os.getuid()}-"
+    dead = json.dumps(vars(Address("127.0.0.1", free_port(), "")))
+
+    def leave(name: str, text: str | None = dead, *, mode: int = 0o700, days: float = 2) -> Path:
+        path = folder / name
+        path.mkdir(mode=mode)
+        if text is not None:
+            (path / "address").write_text(text)
+        then = time.time() - days * 86400
+        os.utime(path, (then, then))
+        return path
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        alive = json.dumps(vars(Address("127.0.0.1", server.getsockname()[1], "")))
+        old = leave(f"{prefix}old")
+        (old / "new-abc").touch()
+        os.utime(old, (0, 0))
+        kept = [
+            leave(f"{prefix}young", days=0.5),
+            leave(f"{prefix}alive", alive),
+            leave(f"{prefix}open", mode=0o755),
+            leave(f"{prefix}none", "[]"),
+            leave(f"{prefix}port", json.dumps({"host": "127.0.0.1", "port": 10**9, "token": ""})),
+            leave(f"flexbench-{os.getuid() + 1}-other"),
+            leave("elsewhere"),
+        ]
+        (folder / f"{prefix}link").symlink_to(folder / "elsewhere")
+        foreign = leave(f"{prefix}foreign")
+        (foreign / "thesis").touch()
+        os.utime(foreign, (0, 0))
+        (folder / f"{prefix}file").touch()
+        os.utime(folder / f"{prefix}file", (0, 0))
+        point = FilePoint("job", host="127.0.0.1")
+        point.listen()[0].close()
+        point.close()
+    assert not old.exists()
+    assert all((path / "address").exists() for path in kept)
+    assert (folder / f"{prefix}link").is_symlink()
+    assert (foreign / "thesis").exists()
+    assert (folder / f"{prefix}file").exists()
 
 
 def test_a_goodbye_arrives_before_the_connection_closes():

@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 
-from flexbench.core.errors import FlexbenchError, Interrupted
+from flexbench.core.errors import ConfigError, FlexbenchError, Interrupted
 from flexbench.dist.launch import detect_launch
 from flexbench.dist.watch import LostRank, PeerWatch
 
@@ -57,6 +57,7 @@ class Rank:
         )
         self.calls: list[LostRank] = []
         self.blocks_in_on_lost = options.get("blocks_in_on_lost", False)
+        self.raises_in_on_lost = options.get("raises_in_on_lost", False)
         self.watch = PeerWatch(
             self.launch,
             head_ip=options.get("head_ip"),
@@ -70,6 +71,8 @@ class Rank:
         self.calls.append(lost)
         if self.blocks_in_on_lost:
             time.sleep(60)
+        if self.raises_in_on_lost:
+            raise OSError("nowhere to write to")
 
     def obey(self) -> None:
         for line in sys.stdin:
@@ -81,6 +84,10 @@ class Rank:
     def await_loss(self) -> None:
         lost = self.watch.wait_for_loss(60)
         say(lost=lost.message if lost else None)
+
+    def exit_code(self) -> None:
+        lost = self.watch.wait_for_loss(60)
+        say(exit_code=lost.exit_code if lost else None)
 
     def check(self) -> None:
         say(lost=self.watch.lost.message if self.watch.lost else None)
@@ -98,14 +105,19 @@ class Rank:
             assert second[1][1]["text"] == "ä" * 100_000
         say(shared=self.watch.share("sum", os.getppid() if self.launch.rank == 0 else None, 60))
 
+    def threads(self) -> None:
+        say(threads=num_watching())
+
     def collect(self, timeout_s: str) -> None:
         self.watch.collect("nothing", float(timeout_s))
 
     def fail(self, kind: str) -> None:
         if kind == "interrupted":
             raise Interrupted(signal.SIGTERM)
+        if kind == "wrong_input":
+            raise ConfigError("--percent", "is wrong")
         if kind == "told":
-            self.watch.fail("two\nlines")
+            self.watch.report(ValueError("two\nlines"))
             say(told=True)
             return
         raise ValueError("no such block")
@@ -135,8 +147,17 @@ class Rank:
         distributed.destroy_process_group()
 
 
+def num_watching() -> int:
+    return sum(thread.name.startswith("watch") for thread in threading.enumerate())
+
+
+def stop(number: int, _frame: Any) -> None:
+    raise Interrupted(number)
+
+
 def main() -> None:
     options = json.loads(sys.argv[1])
+    signal.signal(signal.SIGTERM, stop)
     if options.get("torch"):
         importlib.import_module("flexbench.dist.process_group")
     say(loaded=True)
@@ -152,8 +173,7 @@ def main() -> None:
         left_at = time.monotonic()
         say(error=type(error).__name__, message=str(error))
     calls = [lost.message for lost in rank.calls] if rank else []
-    threads = sum(thread.name.startswith("watch") for thread in threading.enumerate())
-    say(calls=calls, threads=threads, leaving_s=time.monotonic() - left_at)
+    say(calls=calls, threads=num_watching(), leaving_s=time.monotonic() - left_at)
 
 
 if __name__ == "__main__":

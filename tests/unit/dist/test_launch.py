@@ -89,6 +89,31 @@ def test_options_override_the_launcher():
 
 
 @pytest.mark.parametrize(
+    ("environ", "missing", "known_by"),
+    [
+        ({"OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_LOCAL_SIZE", "OMPI_COMM_WORLD_RANK"),
+        ({"PMI_RANK": "0"}, "MPI_LOCALNRANKS", "PMI_RANK"),
+        (
+            {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "2"},
+            "SLURM_STEP_TASKS_PER_NODE",
+            "SLURM_PROCID",
+        ),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "LOCAL_WORLD_SIZE", "RANK"),
+        ({"TORCHELASTIC_RUN_ID": "none"}, "LOCAL_WORLD_SIZE", "TORCHELASTIC_RUN_ID"),
+    ],
+)
+def test_variables_that_are_half_set_can_be_unset_or_overridden(environ, missing, known_by):
+    with pytest.raises(ConfigError) as raised:
+        detect_launch(environ)
+    assert raised.value.message == (
+        f"{missing}: is not set, though {known_by} is; unset it, or give --rank and --world-size"
+    )
+    assert place(detect_launch(environ, rank=1, world_size=3)) == ("options", 1, 3, 1, 3)
+    del environ[known_by]
+    assert place(detect_launch(environ)) == ("none", 0, 1, 0, 1)
+
+
+@pytest.mark.parametrize(
     ("arguments", "option"),
     [
         ({"rank": 0}, "--world-size"),
