@@ -38,10 +38,10 @@ class Backstop:
     """
 
     def __init__(self, launch: Launch, give_up: Callable[[FlexbenchError], None]) -> None:
-        """`give_up` is called with the reason before this process is ended."""
+        """`give_up` is called with the reason before this process is ended; see `also`."""
         self._has_launcher = launch.launcher not in ("none", "options")
         self._parent = os.getppid()
-        self._give_up = give_up
+        self._give_up = [give_up]
         self._lost: LostRank | None = None
         self._is_over = threading.Event()
         self._reader, self._writer = socket.socketpair()
@@ -66,6 +66,10 @@ class Backstop:
         self._listener.join(timeout=1)
         self._reader.close()
 
+    def also(self, give_up: Callable[[FlexbenchError], None]) -> None:
+        """Call this, too, before this process is ended."""
+        self._give_up.append(give_up)
+
     def on_lost(self, lost: LostRank) -> None:
         """Another rank is lost: see to it that this one ends, and say so now."""
         self._lost = lost
@@ -73,14 +77,15 @@ class Backstop:
         _say(f"Error: {lost.message}")
 
     def error(self) -> FlexbenchError:
-        """The error for a lost rank, which has been shown. It has that rank's exit code."""
+        """The error for a lost rank, which has been shown; wrong input there is wrong input here."""
         assert self._lost is not None
         code = self._lost.exit_code
         error: FlexbenchError = RunError(self._lost.message)
         if code > _SIGNALLED:
             error = Interrupted(code - _SIGNALLED)
             error.message = self._lost.message
-        error.exit_code = code
+        # Nobody has sent a signal to this one.
+        error.exit_code = 1 if code > _SIGNALLED else code
         error.is_shown = True
         return error
 
@@ -108,7 +113,8 @@ class Backstop:
     def _end_later(self, error: FlexbenchError) -> None:
         if self._is_over.wait(_RECORD_S):
             return
-        self._give_up(error)
+        for give_up in self._give_up:
+            give_up(error)
         if self._is_over.wait(_GRACE_S):
             return
         if not error.is_shown:

@@ -75,6 +75,7 @@ def run_benchmark(
                 fingerprint=_fingerprint(plan),
                 on_lost=backstop.on_lost,
             )
+            backstop.also(watch.report)
             try:
                 return _meet_and_run(plan, launch, watch, keeper, progress)
             except BaseException as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -57,9 +57,11 @@ class MemoryPart:
 
     def __init__(self, tensor: torch.Tensor, ledger: Ledger, *, pin: bool = False) -> None:
         self.tensor = tensor
-        self._is_pinned = pin and _page_lock(tensor)
         self._ledger = ledger
+        self._is_pinned = False
         ledger.take(tensor.nbytes)
+        if pin:
+            self._is_pinned = _page_lock(tensor)
 
     @property
     def num_rows(self) -> int:
@@ -86,7 +88,7 @@ class MemoryPart:
             torch.cuda.cudart().cudaHostUnregister(self.tensor.data_ptr())
 
     def __del__(self) -> None:
-        self._unlock()
+        self.close()
 
 
 def _page_lock(tensor: torch.Tensor) -> bool:
@@ -106,15 +108,11 @@ class DiskPart:
     """Rows in a file, from the byte `offset` on. The file belongs to its TorchDisk."""
 
     def __init__(
-        self,
-        file_descriptor: int,
-        offset: int,
-        shape: Sequence[int],
-        dtype: torch.dtype,
-        on_close: Callable[[int], None],
+        self, disk: TorchDisk, offset: int, shape: Sequence[int], dtype: torch.dtype
     ) -> None:
-        self._on_close = on_close
-        self._file = file_descriptor
+        # Not its file's number: once that is closed, another file may get it.
+        self._disk = disk
+        self._is_open = True
         self._offset = offset
         self._shape = tuple(shape)
         self._dtype = dtype
@@ -131,7 +129,7 @@ class DiskPart:
         offset = self._offset + start * self._row_bytes
         try:
             while data:
-                written = os.pwrite(self._file, data, offset)
+                written = os.pwrite(self._disk.file, data, offset)
                 data, offset = data[written:], offset + written
         except OSError as error:
             raise RunError(f"cannot write to the offload folder: {error.strerror}") from error
@@ -144,7 +142,7 @@ class DiskPart:
         offset = self._offset + start * self._row_bytes
         try:
             while data:
-                count = os.preadv(self._file, [data], offset)
+                count = os.preadv(self._disk.file, [data], offset)
                 if count == 0:
                     raise OSError(None, "the file has become shorter")
                 data, offset = data[count:], offset + count
@@ -155,7 +153,9 @@ class DiskPart:
 
     def close(self) -> None:
         """Note that nobody needs it; the space itself is given back with the whole file."""
-        self._on_close(self._shape[0] * self._row_bytes)
+        if self._is_open:
+            self._is_open = False
+            self._disk.give_back(self._shape[0] * self._row_bytes)
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:
@@ -221,12 +221,20 @@ class TorchDisk:
                 f"--offload-dir: {self.folder} has no room for {num_bytes} bytes: {error.strerror}"
             ) from error
         self._end = offset + num_bytes
-        self._take(num_bytes)
-        return DiskPart(self._file, offset, shape, dtype, lambda size: self._take(-size))
-
-    def _take(self, num_bytes: int) -> None:
         self._num_bytes += num_bytes
         self.ledger.take(num_bytes)
+        return DiskPart(self, offset, shape, dtype)
+
+    @property
+    def file(self) -> int:
+        """The number of the open file; -1 when there is none."""
+        return self._file
+
+    def give_back(self, num_bytes: int) -> None:
+        """Note that so much is not needed any more. After `close` nothing is left to be noted."""
+        if self._file >= 0:
+            self._num_bytes -= num_bytes
+            self.ledger.take(-num_bytes)
 
     def _new_file(self) -> int:
         try:
@@ -241,9 +249,9 @@ class TorchDisk:
     def close(self) -> None:
         """Let go of the file, and so of its space. Its parts cannot be used any more."""
         if self._file >= 0:
-            os.close(self._file)
             self.ledger.take(-self._num_bytes)
-            self._file, self._end, self._num_bytes = -1, 0, 0
+            file, self._file, self._end, self._num_bytes = self._file, -1, 0, 0
+            os.close(file)
 
     def __del__(self) -> None:
         self.close()

@@ -15,10 +15,11 @@ unit one token later, `num_iterations` units on.
 
 Why nothing deadlocks. Synchronous: a send ends when its receiver has posted the receive (a
 rendezvous). Each stage posts a unit's send and the next unit's receive together, and waits for
-both. The first stage has to take a result before it gives away more units than the others can hold,
-one each: so with the unit n it takes the result of unit n + 1 - S at the latest, and of n + 1 - T,
-which unit n + 1 needs. Asynchronous: every one of the S links holds one more unit, which allows S
-more. `tests/unit/dist/test_schedule.py` plays both through for many S and T.
+both; every other stage can then hold two units, one received and one to be sent. The first stage
+has to take results before it gives away more than that. It does so well before: with the unit n it
+takes the result of unit n + 1 - S, or that of n + 1 - T, which unit n + 1 needs, if that is later.
+Asynchronous: every link holds one more unit, and the first stage takes results S - 1 units later.
+`tests/unit/dist/test_schedule.py` plays both through for many S and T.
 """
 
 from __future__ import annotations

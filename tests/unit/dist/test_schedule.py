@@ -218,6 +218,18 @@ def test_overlapping_loops_load_ahead() -> None:
     assert [ahead(overlap_one_batch, op) for op in LOADS] == [23, 47, 0]
 
 
+@pytest.mark.parametrize("loop", [overlap_one_batch, overlap_multi_batch])
+def test_weights_have_the_time_of_all_batches_to_come(loop: Loop) -> None:
+    actions = [a for a in loop(workload_of(2, 2, 1, 3, 3), Pipeline()) if isinstance(a, StepAction)]
+
+    loaded = 0
+    for action in actions:
+        if action.op is Op.LOAD_WEIGHT:
+            loaded = action.step.visit
+        elif action.op is Op.COMPUTE:
+            assert loaded == min(action.step.visit + 1, 11)
+
+
 # --- messages ---
 
 # Stages, inner iterations, tokens, rounds, asynchronous.
