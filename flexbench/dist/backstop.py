@@ -77,15 +77,14 @@ class Backstop:
         _say(f"Error: {lost.message}")
 
     def error(self) -> FlexbenchError:
-        """The error for a lost rank, which has been shown; wrong input there is wrong input here."""
+        """The error for a lost rank, which has been shown, with that rank's exit code."""
         assert self._lost is not None
         code = self._lost.exit_code
         error: FlexbenchError = RunError(self._lost.message)
         if code > _SIGNALLED:
             error = Interrupted(code - _SIGNALLED)
             error.message = self._lost.message
-        # Nobody has sent a signal to this one.
-        error.exit_code = 1 if code > _SIGNALLED else code
+        error.exit_code = code
         error.is_shown = True
         return error
 

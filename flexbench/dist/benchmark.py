@@ -29,11 +29,8 @@ from flexbench.dist.record import RunKeeper
 from flexbench.dist.room import check_own_weights, check_room
 from flexbench.dist.schedule import Workload
 from flexbench.dist.task import IntArray
-from flexbench.dist.watch import PeerWatch
+from flexbench.dist.watch import LONGEST_RUN_S, PeerWatch
 
-# Ranks end their part of a run at about the same time, but a run may take days; that they are
-# alive is the watch's business.
-_LONGEST_RUN_S = 30 * 24 * 3600.0
 # A signal may come a little before the news of the rank that was lost.
 _CAUSE_S = 0.1
 _FIRST_REAL_TOKEN = 4  # OPT's tokens 0 to 3 are special
@@ -116,8 +113,8 @@ def _meet(watch: PeerWatch, launch: Launch, where: str) -> None:
     """Wait until all ranks are here."""
     watch.publish(where, None)
     if launch.rank == 0:
-        watch.collect(where, _LONGEST_RUN_S)
-    watch.share(f"{where}: go on", None, _LONGEST_RUN_S)
+        watch.collect(where, LONGEST_RUN_S)
+    watch.share(f"{where}: go on", None, LONGEST_RUN_S)
 
 
 def _run(
@@ -135,7 +132,7 @@ def _run(
         watch.publish("report", asdict(_report(plan, launch, env, model)))
         if launch.rank != 0:
             return None
-        reports = watch.collect("report", _LONGEST_RUN_S)
+        reports = watch.collect("report", LONGEST_RUN_S)
         stages = [StageReport.from_json(reports[rank]) for rank in sorted(reports)]
         measurement = _measurement(plan, stages, model, output_ids)
         return Outcome(

@@ -10,7 +10,7 @@ from typing import Any
 
 from flexbench.core.environment import usable_cpus
 from flexbench.dist.launch import Launch
-from flexbench.dist.watch import PeerWatch
+from flexbench.dist.watch import LONGEST_RUN_S, PeerWatch
 
 
 @dataclass(frozen=True)
@@ -26,9 +26,9 @@ def look_around(watch: PeerWatch, launch: Launch) -> HostShare:
     watch.publish("host", {"host": _host_id(), "cpus": usable_cpus()})
     everyone: dict[str, Any] = {}
     if launch.rank == 0:
-        collected = watch.collect("host", watch.timeout_s)
+        collected = watch.collect("host", LONGEST_RUN_S)
         everyone = {str(rank): place for rank, place in collected.items()}
-    everyone = watch.share("hosts", everyone, watch.timeout_s)
+    everyone = watch.share("hosts", everyone, LONGEST_RUN_S)
     own = everyone[str(launch.rank)]
     here = sorted(int(rank) for rank, place in everyone.items() if place["host"] == own["host"])
     # A launcher may have bound each rank to CPUs of its own, or left them all together.

@@ -40,6 +40,9 @@ from flexbench.dist.wording import (
     read_exit_code,
 )
 
+# Ranks meet at about the same time, but that may take them days; it is heartbeats that tell whether
+# they are alive.
+LONGEST_RUN_S = 30 * 24 * 3600.0
 _MAX_HEARTBEAT_S = 1.0
 _HEARTBEATS_PER_TIMEOUT = 10
 _JOIN_S = 2.0
