@@ -110,17 +110,24 @@ def flexbench(
 
 def main() -> None:
     """Entry point of the `flexbench` script."""
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        # Under nohup, say, SIGHUP is ignored, and is to stay so.
-        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _on_stop)
+    # Under nohup, say, SIGHUP is ignored, and is to stay so.
+    numbers = [
+        number
+        for number in (getattr(signal, name, None) for name in ("SIGTERM", "SIGHUP"))
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN
+    ]
+    for number in numbers:
+        signal.signal(number, _on_stop)
     try:
         app()
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except Interrupted as error:
         sys.exit(error.exit_code)
+    finally:
+        # From here on there is nothing to stop in order: a signal just ends the process.
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _on_stop(number: int, _frame: FrameType | None) -> None:

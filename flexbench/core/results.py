@@ -182,7 +182,6 @@ class ResultsFile:
         # ASCII, because a command line may hold bytes that are no text.
         line = json.dumps(record, allow_nan=False)
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             with _locked_for_append(self.records_path) as records:
                 _write_line(records, line)
             if row is not None:

@@ -6,7 +6,7 @@ import json
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
@@ -86,6 +86,8 @@ class RunKeeper:
         with self._lock:
             if is_run and self._is_first and not self._is_kept:
                 self._is_kept = True
+                with suppress(OSError):  # append_failure says so
+                    self._results.path.parent.mkdir(parents=True, exist_ok=True)
                 self._results.append_failure(self._record, error)
 
     @contextmanager
