@@ -196,10 +196,50 @@ def test_nothing_is_needed(take):
 
 def test_a_whole_command_line_of_the_original(take):
     taken = take(
-        *"--head-ip 192.0.2.7 --port 7777 --rank 1 --local-rank 0 --world-size 4".split(),
-        *"--model facebook/opt-6.7b --gpu-batch-size 24 --percent 20 80 0 100 0 100".split(),
-        *"--comm-device cpu --sep-layer 1 --pin-weight no --overlap false --no-log".split(),
-        *"--cpu-cache-compute --async-comm --num-inner-iterations 2 --path _DUMMY_".split(),
+        *[
+            "--head-ip",
+            "192.0.2.7",
+            "--port",
+            "7777",
+            "--rank",
+            "1",
+            "--local-rank",
+            "0",
+            "--world-size",
+            "4",
+        ],
+        *[
+            "--model",
+            "facebook/opt-6.7b",
+            "--gpu-batch-size",
+            "24",
+            "--percent",
+            "20",
+            "80",
+            "0",
+            "100",
+            "0",
+            "100",
+        ],
+        *[
+            "--comm-device",
+            "cpu",
+            "--sep-layer",
+            "1",
+            "--pin-weight",
+            "no",
+            "--overlap",
+            "false",
+            "--no-log",
+        ],
+        *[
+            "--cpu-cache-compute",
+            "--async-comm",
+            "--num-inner-iterations",
+            "2",
+            "--path",
+            "_DUMMY_",
+        ],
     )
     assert (taken.head_ip, taken.port) == ("192.0.2.7", 7777)
     assert (taken.launch.rank, taken.launch.local_rank, taken.launch.world_size) == (1, 0, 4)

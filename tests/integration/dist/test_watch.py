@@ -702,7 +702,7 @@ def make_launch(**changes: Any) -> Launch:
         *(
             ({}, host, 1234, "--head-ip")
             for host in (
-                "0.0.0.0",  # noqa: S104 - it is refused
+                "0.0.0.0",
                 "0",
                 "0.0",
                 "0x0",
@@ -731,7 +731,7 @@ def test_a_single_rank_has_its_options_checked_too():
         )
 
 
-@pytest.mark.parametrize("resolved", [("0.0.0.0", 7), ("::", 7, 0, 0)])  # noqa: S104 - refused
+@pytest.mark.parametrize("resolved", [("0.0.0.0", 7), ("::", 7, 0, 0)])
 def test_a_name_of_all_interfaces_is_refused(resolved, monkeypatch):
     family = socket.AF_INET if len(resolved) == 2 else socket.AF_INET6
     found = [(family, socket.SOCK_STREAM, 6, "", resolved)]
