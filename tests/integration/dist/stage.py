@@ -1,12 +1,13 @@
 """Policies for tiny models, and one rank of a pipeline that runs many cases with such a model.
 
-As a program it is given a folder: `cases.json` says what to run, `arrays.npz` what to put in and
-what has to come out. It prints what did not, as JSON.
+As a program, which mpirun starts, it is given a folder: `cases-S.json` says what to run with S
+stages, `arrays.npz` what to put in and what has to come out. It writes what did not into a JSON file.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import timedelta
 from pathlib import Path
@@ -125,7 +126,10 @@ def run_case(
 
 
 def main() -> None:
-    folder, rank, num_stages = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    folder = Path(sys.argv[1])
+    rank, num_stages = (int(os.environ[f"OMPI_COMM_WORLD_{name}"]) for name in ("RANK", "SIZE"))
+    with (folder / f"stage-{num_stages}-{rank}.log").open("w") as log:
+        os.dup2(log.fileno(), 2)
     torch.set_num_threads(1)
     distributed.init_process_group(
         "gloo",
@@ -142,7 +146,8 @@ def main() -> None:
     ]
     distributed.barrier()
     distributed.destroy_process_group()
-    print(json.dumps({"rank": rank, "cases": len(cases), "problems": problems}))
+    report = {"rank": rank, "cases": len(cases), "problems": problems}
+    (folder / f"report-{num_stages}-{rank}.json").write_text(json.dumps(report))
 
 
 if __name__ == "__main__":

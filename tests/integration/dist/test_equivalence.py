@@ -45,6 +45,7 @@ from tests.integration.dist.stage import (  # noqa: E402
     policy,
 )
 
+MPIRUN = Path(sys.executable).with_name("mpirun")
 ROOT = Path(__file__).parents[3]
 PAD = 1
 GEN_LEN = 6
@@ -807,58 +808,49 @@ def has_units_to_skip(case: dict[str, Any], given: Given, stop: int) -> bool:
     return count_units(new, block, stop) < count_units(new, block, None)
 
 
-class Ranks:
-    """The stages of a pipeline as processes; they end with the `with` block at the latest."""
+class Stages:
+    """The stages of a pipeline under mpirun; they end with the `with` block at the latest."""
 
     def __init__(self, folder: Path, num_stages: int) -> None:
-        self.logs = [folder / f"stage-{num_stages}-{rank}.log" for rank in range(num_stages)]
-        self.processes = []
-        for rank, log in enumerate(self.logs):
-            with log.open("w") as stderr:
-                self.processes.append(
-                    subprocess.Popen(
-                        [
-                            *(sys.executable, "-W", "error"),
-                            *(str(Path(__file__).parent / "stage.py"), str(folder)),
-                            *(str(rank), str(num_stages)),
-                        ],
-                        env={
-                            **os.environ,
-                            "PYTHONPATH": str(ROOT),
-                            "GLOO_SOCKET_IFNAME": "lo",
-                            "OMP_NUM_THREADS": "1",
-                        },
-                        stdout=subprocess.PIPE,
-                        stderr=stderr,
-                        text=True,
-                    )
-                )
+        self.folder, self.num_stages = folder, num_stages
+        program = (sys.executable, "-W", "error", Path(__file__).parent / "stage.py", folder)
+        ours = {
+            "PYTHONPATH": str(ROOT),
+            "GLOO_SOCKET_IFNAME": "lo",
+            "OMP_NUM_THREADS": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+        }
+        self.process = subprocess.Popen(
+            list(map(str, (MPIRUN, "--oversubscribe", "-np", num_stages, *program))),
+            env={**os.environ, **ours},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
 
-    def __enter__(self) -> Ranks:
+    def __enter__(self) -> Stages:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for process in self.processes:
-            process.kill()
-            process.wait()
-            assert process.stdout is not None
-            process.stdout.close()
+        self.process.terminate()  # it ends its ranks, by force if need be
+        self.process.wait(10)
 
     def reports(self) -> list[dict[str, Any]]:
-        """What every rank says at its end."""
-        expires_at = time.monotonic() + DEADLINE_S
-        while any(process.poll() is None for process in self.processes):
-            failed = [rank for rank, p in enumerate(self.processes) if p.poll()]
-            assert not failed, f"rank {failed[0]} failed: {self.last_words()}"
-            assert time.monotonic() < expires_at, f"the stages hang: {self.last_words()}"
-            time.sleep(0.05)
-        assert all(p.returncode == 0 for p in self.processes), self.last_words()
-        return [json.load(process.stdout) for process in self.processes if process.stdout]
+        """What every rank says at its end. mpirun ends all of them when one has failed."""
+        try:
+            code = self.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"the stages hang: {self.last_words()}")
+        assert code == 0, self.last_words()
+        files = (f"report-{self.num_stages}-{rank}.json" for rank in range(self.num_stages))
+        return [json.loads((self.folder / file).read_text()) for file in files]
 
     def last_words(self) -> str:
-        return "\n".join(f"{log.name}: {log.read_text()[-2000:]}" for log in self.logs)
+        logs = sorted(self.folder.glob(f"stage-{self.num_stages}-*.log"))
+        return "\n".join(f"{log.name}: {log.read_text()[-2000:]}" for log in logs)
 
 
+@pytest.mark.mpi
 @pytest.mark.parametrize("num_stages", [2, 3])
 def test_stages_give_what_one_process_gives(given: Given, tmp_path: Path, num_stages: int) -> None:
     stop = stop_tokens(given)[0]
@@ -876,8 +868,8 @@ def test_stages_give_what_one_process_gives(given: Given, tmp_path: Path, num_st
     assert any(has_units_to_skip(case, given, stop) for case in cases)
     (tmp_path / f"cases-{num_stages}.json").write_text(json.dumps(cases))
 
-    with Ranks(tmp_path, num_stages) as ranks:
-        reports = ranks.reports()
+    with Stages(tmp_path, num_stages) as stages:
+        reports = stages.reports()
 
     assert [(report["rank"], report["cases"]) for report in reports] == [
         (rank, len(cases)) for rank in range(num_stages)
