@@ -159,9 +159,8 @@ def stages_table(measurement: Measurement) -> Table:
 
 def _seconds(seconds: float) -> str:
     """Three digits: more do not fit into the columns, and less would say nothing."""
-    if seconds < 10:
-        return f"{seconds:.2f}"
-    return f"{seconds:.3g}" if seconds < 1000 else f"{seconds:.0f}"
+    decimals = 2 if seconds < 10 else 1 if seconds < 100 else 0
+    return f"{seconds:.{decimals}f}"
 
 
 def verdict(plan: DistPlan, measurement: Measurement) -> str:
