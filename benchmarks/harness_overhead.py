@@ -63,7 +63,7 @@ def bare_loop(channel: WorkerChannel, model: SwarmModel, load: Load) -> None:
     """What somebody would write to time Petals without a harness."""
     import torch
 
-    from flexbench.petals.runtime import DistributedBloomForCausalLM
+    from flexbench.petals_runtime.imports import DistributedBloomForCausalLM
 
     torch.set_num_threads(1)
     client = DistributedBloomForCausalLM.from_pretrained(

@@ -23,7 +23,8 @@ from flexbench.petals.config import PetalsConfig, RunShape
 from flexbench.petals.measurement import Load, Measurement
 from flexbench.petals.model import SwarmModel
 from flexbench.petals.plan import Plan
-from flexbench.petals.swarm import look_at_swarm, open_crew, open_swarm
+from flexbench.petals.swarm import look_at_swarm, open_swarm
+from flexbench.petals_runtime.crew import open_crew
 
 PACKAGES = ("petals", "hivemind", "torch", "transformers")
 

@@ -224,7 +224,7 @@ def run_client(
 def _load(config: Any, weights_folder: str | None, dtype: torch.dtype, seed: int) -> Any:
     import torch
 
-    from flexbench.petals.runtime import DistributedBloomForCausalLM
+    from flexbench.petals_runtime.imports import DistributedBloomForCausalLM
 
     if weights_folder is not None:
         return DistributedBloomForCausalLM.from_pretrained(

@@ -89,8 +89,8 @@ def _run(config: PetalsConfig, log_folder: Path | None, *, quiet: bool, dry_run:
     from flexbench.core.results import ResultsFile
     from flexbench.petals.bench import run_benchmark
     from flexbench.petals.plan import check_resources, make_plan
-    from flexbench.petals.requirement import ensure_petals_installed
     from flexbench.petals.tables import plan_facts, plan_runs, results_table
+    from flexbench.petals_runtime.requirement import ensure_petals_installed
 
     plan = make_plan(config)
     if dry_run:

@@ -87,7 +87,7 @@ class SwarmModel:
         """
         if isinstance(config, SwarmModel):
             return config
-        import_module("flexbench.petals.runtime")  # teaches the configuration how to travel
+        import_module("flexbench.petals_runtime.imports")  # teaches the configuration how to travel
         folder = config.name_or_path
         return cls(
             shape=ModelShape(
@@ -105,7 +105,7 @@ class SwarmModel:
 
     def to_bloom_config(self) -> Any:
         """The DistributedBloomConfig of Petals for this model."""
-        from flexbench.petals.runtime import DistributedBloomConfig
+        from flexbench.petals_runtime.imports import DistributedBloomConfig
 
         config = DistributedBloomConfig(
             name_or_path=self.weights_folder or "",

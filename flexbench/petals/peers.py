@@ -22,7 +22,7 @@ from flexbench.petals.model import SwarmModel, dtype_name, resolve_device, resol
 if TYPE_CHECKING:
     import psutil
 
-    from flexbench.petals.runtime import DHT
+    from flexbench.petals_runtime.imports import DHT
 
 LOOPBACK_ADDRESS = "/ip4/127.0.0.1/tcp/0"
 # A private swarm needs none of what helps peers behind routers to be found.
@@ -81,8 +81,8 @@ def run_bootstrap_peer(channel: WorkerChannel, model: SwarmModel) -> None:
 
     Reports its SwarmEntry, then Ready; runs until it is ended.
     """
-    from flexbench.petals.runtime import DHT
     from flexbench.petals.weights import write_client_shard, write_config
+    from flexbench.petals_runtime.imports import DHT
 
     assert model.weights_folder is not None
     folder = Path(model.weights_folder)
@@ -108,8 +108,8 @@ def run_server(channel: WorkerChannel, model: SwarmModel, index: int, spec: Serv
 
     Reports its Hop, then Ready once the swarm sees its blocks online; runs until it is ended.
     """
-    from flexbench.petals.runtime import Server, torch
     from flexbench.petals.weights import write_blocks
+    from flexbench.petals_runtime.imports import Server, torch
 
     assert model.weights_folder is not None
     folder = Path(model.weights_folder)
@@ -156,7 +156,7 @@ def _end_on_error(function: Callable[..., None]) -> Callable[..., None]:
 
 def inspect_swarm(channel: WorkerChannel, model: SwarmModel) -> None:
     """Join the DHT as a client and report the SwarmView: who serves which blocks of the model."""
-    from flexbench.petals.runtime import DHT
+    from flexbench.petals_runtime.imports import DHT
 
     dht = DHT(
         initial_peers=list(model.initial_peers),
@@ -171,7 +171,7 @@ def inspect_swarm(channel: WorkerChannel, model: SwarmModel) -> None:
 
 
 def _online_servers(dht: DHT, dht_prefix: str, blocks: range) -> tuple[Hop, ...]:
-    from flexbench.petals.runtime import ServerState, compute_spans, get_remote_module_infos
+    from flexbench.petals_runtime.imports import ServerState, compute_spans, get_remote_module_infos
 
     infos = get_remote_module_infos(dht, [f"{dht_prefix}.{block}" for block in blocks], latest=True)
     spans = compute_spans(infos, min_state=ServerState.ONLINE)

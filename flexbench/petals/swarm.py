@@ -9,10 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flexbench.core.errors import RunError, WorkerError
-from flexbench.core.folders import work_folders
 from flexbench.core.processes import Crew, Deadline, Item, Ready, Worker
 from flexbench.core.progress import Phase, Progress
-from flexbench.core.signals import SignalWatch
 from flexbench.petals.model import SwarmModel, format_spans
 from flexbench.petals.peers import (
     Hop,
@@ -24,6 +22,7 @@ from flexbench.petals.peers import (
     run_server,
 )
 from flexbench.petals.plan import Plan
+from flexbench.petals_runtime.crew import open_crew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,25 +33,6 @@ class OpenSwarm:
     model: SwarmModel
     view: SwarmView
     startup_s: float
-
-
-@contextmanager
-def open_crew(log_folder: Path | None = None) -> Iterator[Crew]:
-    """A crew for peers and clients, with its folders; all is gone when the block is left.
-
-    The logs stay if a run failed, or if they have a `log_folder` of their own.
-    """
-    with (
-        SignalWatch() as signals,
-        work_folders(log_folder) as folders,
-        Crew(
-            log_folder=folders.logs,
-            scratch_folder=folders.scratch,
-            signals=signals,
-            preload=["flexbench.petals.preload"],
-        ) as crew,
-    ):
-        yield crew
 
 
 @contextmanager

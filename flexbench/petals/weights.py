@@ -57,7 +57,7 @@ def _skeleton(config: Any) -> dict[str, torch.Tensor]:
     """All parameters of the model by name, without storage."""
     import torch
 
-    from flexbench.petals.runtime import BloomModel
+    from flexbench.petals_runtime.imports import BloomModel
 
     with torch.device("meta"):
         model = BloomModel(config)

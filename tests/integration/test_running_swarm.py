@@ -18,7 +18,7 @@ from flexbench.core.processes import Deadline, Item
 from flexbench.models.shapes import opt_shape
 from flexbench.petals import run_bench
 from flexbench.petals.model import SwarmModel
-from flexbench.petals.swarm import open_crew
+from flexbench.petals_runtime.crew import open_crew
 from tests.integration import workers
 
 pytestmark = pytest.mark.swarm
@@ -128,7 +128,7 @@ def test_the_functions_keep_the_contract_of_the_original(swarm, tmp_path, tempor
         "import argparse, json, multiprocessing, sys\n"
         "from flexbench.petals import client_process, run_bench\n"
         "if __name__ == '__main__':\n"
-        "    from flexbench.petals.runtime import DistributedBloomConfig\n"
+        "    from flexbench.petals_runtime.imports import DistributedBloomConfig\n"
         "    from flexbench.petals.model import _patch_bloom_config\n"
         "    from flexbench.models.shapes import opt_shape\n"
         "    config = DistributedBloomConfig(\n"

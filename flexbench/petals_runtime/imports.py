@@ -7,7 +7,6 @@ command checks with `requirement` first and leaves the import to worker processe
 from __future__ import annotations
 
 import copyreg
-import importlib
 import os
 import tempfile
 from typing import Any
@@ -20,44 +19,13 @@ os.environ.setdefault("BITSANDBYTES_NOWELCOME", "1")
 import hivemind
 import torch
 
-# Petals 2.2 was written for hivemind 1.1.10, which offered these names at top level; 1.1.12 has
-# them in its submodules only.
-_MOVED_NAMES = {
-    "hivemind.compression": (
-        "deserialize_tensor_stream",
-        "deserialize_torch_tensor",
-        "serialize_torch_tensor",
-    ),
-    "hivemind.p2p": ("P2P", "P2PContext", "PeerID"),
-    "hivemind.utils": (
-        "MAX_DHT_TIME_DISCREPANCY_SECONDS",
-        "MSGPackSerializer",
-        "TensorDescriptor",
-        "TimedStorage",
-        "get_dht_time",
-        "get_logger",
-        "nested_flatten",
-        "nested_pack",
-    ),
-    "hivemind.utils.asyncio": ("anext",),
-    "hivemind.utils.nested": ("nested_compare",),
-    "hivemind.utils.tensor_descr": ("BatchTensorDescriptor",),
-}
-
+from flexbench.petals_runtime.moved_names import restore_moved_names
 
 # Of the 107 characters that a Unix socket's path may have, hivemind uses 39.
 _MAX_SOCKET_FOLDER_LENGTH = 68
 
 
-def _restore_moved_names() -> None:
-    for home, names in _MOVED_NAMES.items():
-        module = importlib.import_module(home)
-        for name in names:
-            if not hasattr(hivemind, name):
-                setattr(hivemind, name, getattr(module, name))
-
-
-_restore_moved_names()
+restore_moved_names()
 
 
 def _socket_folder() -> str:
