@@ -1,0 +1,40 @@
+"""Which blocks a server takes in a swarm, and what a swarm of equal servers gives.
+
+Source: petals/server/block_selection.py.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def best_start(throughputs: Sequence[float], num_blocks: int) -> int:
+    """The first block of the window that needs a server most.
+
+    `throughputs` has what the swarm offers for each block, in tokens/s. Of all windows of
+    `num_blocks`, the one whose throughputs, in ascending order, come first in the dictionary.
+    """
+    starts = range(len(throughputs) - num_blocks + 1)
+    return min(starts, key=lambda start: sorted(throughputs[start : start + num_blocks]))
+
+
+def servers_for(num_hidden_layers: int, num_blocks: int) -> int:
+    """The fewest servers of `num_blocks` blocks that hold the whole model."""
+    return math.ceil(num_hidden_layers / num_blocks)
+
+
+def swarm_throughput(
+    num_hidden_layers: int, num_blocks: int, num_servers: int, server_tokens_per_s: float
+) -> float:
+    """Tokens/s through all blocks when equal servers have joined one after another.
+
+    It is the throughput of the block that is served least; 0 while a block has no server.
+    """
+    # Counted in whole servers: rounding would otherwise decide between equal windows.
+    servers = [0] * num_hidden_layers
+    for _ in range(num_servers):
+        start = best_start(servers, num_blocks)
+        for block in range(start, start + num_blocks):
+            servers[block] += 1
+    return min(servers) * server_tokens_per_s
