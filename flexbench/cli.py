@@ -26,6 +26,10 @@ COMMANDS = {
         "flexbench.dist.command",
         "Measure OPT inference with offloading, as a pipeline of processes.",
     ),
+    "server-config": (
+        "flexbench.server_config.command",
+        "Size a Petals server: blocks, memory and throughput before it is started.",
+    ),
     "report": (
         "flexbench.report.command",
         "Summarize results: every configuration's mean, smallest and largest figures.",

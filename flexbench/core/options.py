@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from typer.core import TyperCommand
@@ -15,8 +15,13 @@ class MultiValueCommand(TyperCommand):
     """A command whose repeatable options also take several values in a row.
 
     `--initial-peers A B` is `--initial-peers A --initial-peers B`, as with argparse's nargs="+",
-    which the original scripts used. Not for commands with positional arguments.
+    which the original scripts used. A command with positional arguments has to say which further
+    arguments can only be values, see `is_further_value`.
     """
+
+    def is_further_value(self, _argument: str) -> bool:
+        """Whether an argument that follows a repeatable option's value is one more value."""
+        return True
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat the option in front of every further value, then parse as usual."""
@@ -26,7 +31,8 @@ class MultiValueCommand(TyperCommand):
             if getattr(parameter, "multiple", False)
             for name in parameter.opts
         }
-        return super().parse_args(ctx, repeat_options(args, repeatable))
+        repeated = repeat_options(args, repeatable, self.is_further_value)
+        return super().parse_args(ctx, repeated)
 
 
 class SwitchCommand(MultiValueCommand):
@@ -75,8 +81,15 @@ def replace_switch_values(args: Sequence[str], switches: Mapping[str, str | None
     return replaced
 
 
-def repeat_options(args: Sequence[str], repeatable: Iterable[str]) -> list[str]:
-    """['--n', '1', '2', '--x'] -> ['--n', '1', '--n', '2', '--x'] for a repeatable '--n'."""
+def repeat_options(
+    args: Sequence[str],
+    repeatable: Iterable[str],
+    is_further_value: Callable[[str], bool] = lambda _: True,
+) -> list[str]:
+    """['--n', '1', '2', '--x'] -> ['--n', '1', '--n', '2', '--x'] for a repeatable '--n'.
+
+    What `is_further_value` denies ends the option's values.
+    """
     names = frozenset(repeatable)
     repeated: list[str] = []
     current: str | None = None
@@ -87,7 +100,9 @@ def repeat_options(args: Sequence[str], repeatable: Iterable[str]) -> list[str]:
             current = name if name in names else None
             values = 1 if "=" in argument else 0
         elif current is not None:
-            if values:
+            if values and not is_further_value(argument):
+                current = None
+            elif values:
                 repeated.append(current)
             values += 1
         repeated.append(argument)

@@ -48,7 +48,7 @@ def parse_bytes(option: str, text: str) -> int:
         raise ConfigError(
             option, f"must be a number with a unit, such as 24GiB, 80GB or 512MiB, not {text!r}"
         )
-    base = 1024 if match["binary"] else 1000
+    base = 1024.0 if match["binary"] else 1000.0
     value = round(float(match["number"]) * base ** _POWERS[match["prefix"].lower()])
     if value > 2**60:
         raise ConfigError(option, f"{text} is more than any machine has")

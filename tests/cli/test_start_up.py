@@ -45,6 +45,7 @@ def modules_imported_by(*arguments: str, environment: dict[str, str] | None = No
         (["--version"], {}),
         (["petals", "--help"], {}),
         (["dist", "--help"], {}),
+        (["server-config", "--help"], {}),
         (["report", "--help"], {}),
         ([], {"_FLEXBENCH_COMPLETE": "source_bash"}),
         ([], {"_FLEXBENCH_COMPLETE": "complete_bash", "COMP_WORDS": "flexbench petals --", "COMP_CWORD": "2"}),
