@@ -1,6 +1,7 @@
-"""How long `flexbench --help` takes, against a bare `import typer`.
+"""How long `flexbench --help` and an offline estimate take, against a bare `import typer`.
 
-Alternates both, prints medians and the median of the ratios. The goal is at most 3.
+Alternates them, prints medians and the median of the ratios. The goal for the help is at most 3, for
+`flexbench server-config --dry-run` an answer within 2 s.
 
     .venv/bin/python benchmarks/help_time.py
 """
@@ -23,14 +24,19 @@ def seconds(command: list[str]) -> float:
 
 def main() -> None:
     """Alternate, and print."""
-    flexbench = [str(Path(sys.executable).with_name("flexbench")), "--help"]
-    typer = [sys.executable, "-c", "import typer"]
-    seconds(flexbench), seconds(typer)  # the first runs read from disk
-    pairs = [(seconds(flexbench), seconds(typer)) for _ in range(15)]
-    ratios = [ours / bare for ours, bare in pairs]
-    print(f"flexbench --help: median {statistics.median(p[0] for p in pairs) * 1000:.0f} ms")
-    print(f"import typer:     median {statistics.median(p[1] for p in pairs) * 1000:.0f} ms")
-    print(f"ratio:            median {statistics.median(ratios):.2f}")
+    flexbench = str(Path(sys.executable).with_name("flexbench"))
+    commands = {
+        "import typer": [sys.executable, "-c", "import typer"],
+        "flexbench --help": [flexbench, "--help"],
+        "flexbench server-config --dry-run": [flexbench, "server-config", "--dry-run"],
+    }
+    for command in commands.values():
+        seconds(command)  # the first runs read from disk
+    rounds = [{name: seconds(command) for name, command in commands.items()} for _ in range(15)]
+    for name in commands:
+        median = statistics.median(times[name] for times in rounds)
+        ratio = statistics.median(times[name] / times["import typer"] for times in rounds)
+        print(f"{name:34} median {median * 1000:5.0f} ms, ratio {ratio:.2f}")
 
 
 if __name__ == "__main__":

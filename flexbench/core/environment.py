@@ -31,7 +31,7 @@ def describe_machine() -> dict[str, Any]:
     """CPU, memory, GPUs and operating system of this machine."""
     return {
         "os": platform.platform(),
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "num_cpus": num_cpus(),
         "memory_bytes": memory_bytes(),
         "gpus": _gpus(),
@@ -92,7 +92,8 @@ def redact_command_line(arguments: Sequence[str]) -> list[str]:
     return redacted
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The name of this machine's CPU, as the system gives it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
             for line in lines:

@@ -92,6 +92,46 @@ BUBBLE_FRACTION = Metric(
     higher_is_better=False,
 )
 
+FORWARD_RPS = Metric(
+    name="forward_rps",
+    label="Forward",
+    unit="tokens/s",
+    formula="10 * 1024 / seconds of 10 passes of 1024 tokens through one block",
+    higher_is_better=True,
+)
+
+INFERENCE_RPS = Metric(
+    name="inference_rps",
+    label="Inference",
+    unit="tokens/s",
+    formula="100 / seconds of 100 steps of one token through one block",
+    higher_is_better=True,
+)
+
+NETWORK_RPS = Metric(
+    name="network_rps",
+    label="Network",
+    unit="tokens/s",
+    formula="min(download, upload) / (hidden_size * 16 bits)",
+    higher_is_better=True,
+)
+
+ANNOUNCED_THROUGHPUT = Metric(
+    name="announced_throughput",
+    label="Announced throughput",
+    unit="tokens/s",
+    formula="min(forward_rps / ((num_blocks + 1) / 2), network_rps * (0.2 over a relay))",
+    higher_is_better=True,
+)
+
+STEPS_PER_S = Metric(
+    name="steps_per_s",
+    label="Steps of one client",
+    unit="steps/s",
+    formula="1 / (num_layers / inference_rps + hops * (0.018 s + delay) + delay)",
+    higher_is_better=True,
+)
+
 METRICS = (
     THROUGHPUT,
     MEAN_LATENCY,
@@ -102,6 +142,11 @@ METRICS = (
     TOTAL_LATENCY,
     TOTAL_THROUGHPUT,
     BUBBLE_FRACTION,
+    FORWARD_RPS,
+    INFERENCE_RPS,
+    NETWORK_RPS,
+    ANNOUNCED_THROUGHPUT,
+    STEPS_PER_S,
 )
 
 

@@ -159,3 +159,78 @@ def test_reports_do_not_change_their_input(files):
     before = [Path(file).read_bytes() for file in files]
     report(*files)
     assert [Path(file).read_bytes() for file in files] == before
+
+
+def server_record(**changes):
+    record = {
+        "schema_version": 1,
+        "system": "server-config",
+        "status": "ok",
+        "predicted": {"model": "bigscience/bloom-560m", "num_blocks": 12},
+        "comparison": [
+            {"name": "Weights", "unit": "bytes", "predicted": 1030.0, "measured": 1000.0, "error": 0.03},
+            {"name": "Throughput announced", "unit": "tokens/s", "predicted": None, "measured": 50.0, "error": None},
+        ],
+    }  # fmt: skip
+    return json.dumps(record | changes) + "\n"
+
+
+def test_predicted_beside_measured(tmp_path, monkeypatch):
+    path = tmp_path / "server_config.jsonl"
+    weights = {"name": "Weights", "unit": "bytes", "predicted": 990.0, "measured": 1000.0, "error": -0.01}  # fmt: skip
+    path.write_text(
+        server_record()
+        + server_record(comparison=[weights])
+        + server_record(system="petals")
+        + server_record(status="failed")
+    )
+    before = path.read_bytes()
+    result = report(str(path), "--format", "json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == [
+        {"model": "bigscience/bloom-560m", "num_blocks": 12, "figure": "Weights", "unit": "bytes",
+         "predicted": 1010.0, "measured": 1000.0, "error": pytest.approx(0.01), "num_runs": 2},
+        {"model": "bigscience/bloom-560m", "num_blocks": 12, "figure": "Throughput announced",
+         "unit": "tokens/s", "predicted": None, "measured": 50.0, "error": None, "num_runs": 1},
+    ]  # fmt: skip
+    table = report(str(path)).stdout
+    assert "+1.0%" in table
+    assert max(map(len, table.splitlines())) <= 80
+    monkeypatch.setenv("COLUMNS", "120")
+    assert "bigscience/bloom-560m" in report(str(path)).stdout
+    assert report(str(path), "--format", "csv").stdout.count("\n") == 3
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        ("{", "Expecting"),
+        ("[]", "JSON object"),
+        (server_record(schema_version=7), "schema_version 7"),
+        (server_record(predicted={}), "'model' is missing"),
+        (server_record(comparison=[{"name": "W", "unit": "bytes", "predicted": "many", "measured": 1, "error": 0}]), "'many'"),
+        (server_record(comparison=3), "not a record"),
+        ("{}", "'schema_version' is missing"),
+    ],
+)  # fmt: skip
+def test_malformed_records_are_named_or_counted(tmp_path, line, reason):
+    path = tmp_path / "server_config.jsonl"
+    path.write_text(server_record() + line.rstrip("\n") + "\n")
+    result = report(str(path))
+    assert result.exit_code == 2
+    assert f"{path}:2" in result.stderr
+    assert reason in result.stderr
+    skipped = report(str(path), "--skip-invalid")
+    assert skipped.exit_code == 0
+    assert "Skipped 1 malformed line." in skipped.stderr
+
+
+def test_runs_and_predictions_do_not_mix(tmp_path, files):
+    path = tmp_path / "server_config.jsonl"
+    path.write_text(server_record())
+    result = report(str(path), *files)
+    assert result.exit_code == 2
+    assert "cannot be in one report" in result.stderr
+    path.write_text(server_record(system="dist"))
+    assert "no runs in there" in report(str(path)).stderr

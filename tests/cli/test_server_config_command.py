@@ -271,7 +271,7 @@ def test_gpus_of_this_machine_are_detected():
     assert record["gpus"] == [{"memory_bytes": 40960 * 2**20, "free_bytes": 20000 * 2**20, "name": "NVIDIA A100-SXM4-40GB"}]  # fmt: skip
     assert record["gpu_memory_source"] == "detected"
     assert any("petals issue 308" in text and "19.5 GiB" in text for text in record["warnings"])
-    second = answer("--device", "cuda:1")
+    second = answer("bloom-7b1", "--device", "cuda:1")
     assert second["gpus"][0]["name"] == "NVIDIA RTX, Special"
     assert not any("308" in text for text in second["warnings"])
     assert "uneven" in refused("--tensor-parallel-devices", "cuda:0", "cuda:1")
@@ -425,10 +425,11 @@ def test_what_was_measured_before_is_used_for_this_machine_only(monkeypatch):
     from flexbench.server_config.arguments import Request
     from flexbench.server_config.config import ServerConfig
     from flexbench.server_config.run_server import SwarmEntrance
-    from flexbench.server_config.speeds import ComputeSpeed
+    from flexbench.server_config.speeds import ComputeSpeed, Network
 
     measured = ComputeSpeed(forward_rps=50.0, inference_rps=5.0, source="measured some day")
-    monkeypatch.setattr(session, "_measured_before", lambda *_: measured)
+    network = Network(download_bits_per_s=5e6, upload_bits_per_s=4e6, source="measured")
+    monkeypatch.setattr(session, "_measured_before", lambda *_: (measured, network))
 
     def speed_of(**values):
         config = ServerConfig(model=published_spec("bloom-560m"), **values)
