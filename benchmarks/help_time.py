@@ -1,7 +1,7 @@
 """How long `flexbench --help` and an offline estimate take, against a bare `import typer`.
 
-Alternates them, prints medians and the median of the ratios. The goal for the help is at most 3, for
-`flexbench server-config --dry-run` an answer within 2 s.
+Alternates them, prints medians and the median of the ratios. The goal for the help is at most 3,
+for `flexbench server-config --dry-run` an answer within 2 s.
 
     .venv/bin/python benchmarks/help_time.py
 """

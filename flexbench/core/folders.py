@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -58,6 +59,15 @@ def _make_log_folder(folder: Path) -> None:
         raise ConfigError(
             "--log-dir", f"cannot write to {folder}: {error.strerror or error}"
         ) from error
+
+
+def local_path(text: str) -> Path | None:
+    """The file or folder that `text` names, or None: it may be something else, a model's name."""
+    path = Path(os.path.expanduser(text))  # unlike Path's own, it leaves what it does not know
+    try:
+        return path if path.exists() else None
+    except OSError:
+        return None  # too long for a path, or in a folder that cannot be read
 
 
 def temporary_folder() -> str:

@@ -33,10 +33,13 @@ def format_seconds(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
+_FLAGS = re.IGNORECASE | re.ASCII
 _NUMBER = r"(?P<number>\d+(?:\.\d+)?|\.\d+)\s*"
-_BYTES = re.compile(_NUMBER + r"(?P<prefix>[kmgtp]?)(?P<binary>i?)b", re.IGNORECASE)
-_BIT_RATE = re.compile(_NUMBER + r"(?P<prefix>[kmgt]?)(?:bit/s|bps|bits/s)", re.IGNORECASE)
-_SECONDS = re.compile(_NUMBER + r"(?P<unit>us|ms|s|min)", re.IGNORECASE)
+_BYTES = re.compile(_NUMBER + r"(?P<prefix>[kmgtp]?)(?P<binary>i?)b", _FLAGS)
+_BIT_RATE = re.compile(
+    _NUMBER + r"(?P<prefix>[kmgt]?)(?:bit/s|bps|bits/s)", re.IGNORECASE | re.ASCII
+)
+_SECONDS = re.compile(_NUMBER + r"(?P<unit>us|ms|s|min)", _FLAGS)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 _UNITS_IN_S = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}
 
@@ -49,10 +52,10 @@ def parse_bytes(option: str, text: str) -> int:
             option, f"must be a number with a unit, such as 24GiB, 80GB or 512MiB, not {text!r}"
         )
     base = 1024.0 if match["binary"] else 1000.0
-    value = round(float(match["number"]) * base ** _POWERS[match["prefix"].lower()])
+    value = float(match["number"]) * base ** _POWERS[match["prefix"].lower()]
     if value > 2**60:
         raise ConfigError(option, f"{text} is more than any machine has")
-    return value
+    return round(value)
 
 
 def parse_bit_rate(option: str, text: str) -> float:
@@ -75,14 +78,17 @@ def parse_seconds(option: str, text: str) -> float:
         raise ConfigError(
             option, f"must be a number with a unit, such as 10ms or 0.5s, not {text!r}"
         )
-    return float(match["number"]) * _UNITS_IN_S[match["unit"].lower()]
+    value = float(match["number"]) * _UNITS_IN_S[match["unit"].lower()]
+    if value > 1e9:
+        raise ConfigError(option, f"{text} is more than anybody waits")
+    return value
 
 
 def format_bit_rate(bits_per_s: float) -> str:
     """A bandwidth with three digits: 100000000 -> '100 Mbit/s'."""
     value = bits_per_s
-    for prefix in ("", "k", "M", "G"):
-        if value < 999.5 or prefix == "G":
+    for prefix in ("", "k", "M", "G", "T"):
+        if value < 999.5 or prefix == "T":
             return f"{value:.3g} {prefix}bit/s"
         value /= 1000
     raise AssertionError("the last prefix takes every value")

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from flexbench.core.errors import ConfigError, InputFileError
+from flexbench.core.folders import local_path
 from flexbench.models.families import DecoderSpec, SpecError, decoder_spec
 from flexbench.models.published import PUBLISHED_NAMES, published_spec
 
@@ -17,10 +18,10 @@ def find_model(model: str, *, option: str = "MODEL") -> DecoderSpec:
     A model read from a folder is named by its path. Raises ConfigError, naming `option`, for what
     is none of them, and InputFileError for a configuration that cannot be used.
     """
-    path = Path(model).expanduser()
-    if path.is_dir():
+    path = local_path(model)
+    if path is not None and path.is_dir():
         return _read(path / "config.json", name=model)
-    if path.is_file():
+    if path is not None:
         return _read(path, name=str(path.parent) if path.name == "config.json" else model)
     try:
         return published_spec(model)

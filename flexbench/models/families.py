@@ -112,6 +112,7 @@ def _grouped_attention(values: Values) -> tuple[int, int, int, int]:
     h = _count(values, "hidden_size")
     heads = _count(values, "num_attention_heads")
     kv_heads = _count(values, "num_key_value_heads", default=heads)
+    _check_heads(h, heads)
     head_dim = _count(values, "head_dim", default=h // heads)
     if head_dim * heads != h:
         raise SpecError(
@@ -190,12 +191,16 @@ FAMILIES: dict[str, Callable[[Values], _Dimensions]] = {
 }
 
 
-def _check_divisible(found: _Dimensions) -> None:
-    if found.hidden_size % found.num_attention_heads:
+def _check_heads(hidden_size: int, num_attention_heads: int) -> None:
+    if hidden_size % num_attention_heads:
         raise SpecError(
-            f"hidden_size must be divisible by num_heads (got hidden_size: {found.hidden_size} "
-            f"and num_heads: {found.num_attention_heads})"
+            f"hidden_size must be divisible by num_heads (got hidden_size: {hidden_size} "
+            f"and num_heads: {num_attention_heads})"
         )
+
+
+def _check_divisible(found: _Dimensions) -> None:
+    _check_heads(found.hidden_size, found.num_attention_heads)
     if found.num_attention_heads % found.num_key_value_heads:
         raise SpecError(
             f"num_attention_heads {found.num_attention_heads} must be divisible by the number of "

@@ -7,6 +7,7 @@ command checks with `requirement` first and leaves the import to worker processe
 from __future__ import annotations
 
 import copyreg
+import importlib
 import os
 import tempfile
 from typing import Any
@@ -39,12 +40,17 @@ hivemind.P2P._UNIX_SOCKET_PREFIX = f"/unix{_socket_folder()}/hivemind-"
 
 from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError  # noqa: E402
 from petals.client.inference_session import _ServerInferenceSession  # noqa: E402
+from petals.constants import PUBLIC_INITIAL_PEERS  # noqa: E402
 from petals.data_structures import ServerState  # noqa: E402
 from petals.models.bloom import (  # noqa: E402
     DistributedBloomConfig,
     DistributedBloomForCausalLM,
 )
+from petals.server import reachability  # noqa: E402
+from petals.server.block_selection import choose_best_blocks  # noqa: E402
 from petals.server.server import Server  # noqa: E402
+from petals.server.throughput import measure_compute_rps  # noqa: E402
+from petals.utils.convert_block import QuantType  # noqa: E402
 from petals.utils.dht import compute_spans, get_remote_module_infos  # noqa: E402
 from transformers.models.bloom import BloomModel  # noqa: E402
 
@@ -70,15 +76,28 @@ copyreg.pickle(DistributedBloomConfig, _reduce_config)
 
 DHT = hivemind.DHT
 
+
+def distributed_config_class(family: str) -> Any:
+    """Petals' configuration of a family that it serves: DistributedLlamaConfig for 'llama'."""
+    models = importlib.import_module(f"petals.models.{family}")
+    return getattr(models, f"Distributed{family.capitalize()}Config")
+
+
 __all__ = [
     "DHT",
     "BloomModel",
     "DistributedBloomConfig",
     "DistributedBloomForCausalLM",
     "P2PDaemonError",
+    "PUBLIC_INITIAL_PEERS",
+    "QuantType",
     "Server",
     "ServerState",
+    "choose_best_blocks",
     "compute_spans",
+    "distributed_config_class",
     "get_remote_module_infos",
+    "measure_compute_rps",
+    "reachability",
     "torch",
 ]

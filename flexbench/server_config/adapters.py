@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from flexbench.core.errors import ConfigError, InputFileError
+from flexbench.core.folders import local_path
 from flexbench.models.families import DTYPE_BYTES
 
 _WEIGHTS = "adapter_model.safetensors"
@@ -21,8 +22,8 @@ def adapter_bytes_per_block(folder: str, dtype: str) -> int:
 
     Raises ConfigError for a name that is no folder: its size cannot be known without a network.
     """
-    path = Path(folder).expanduser()
-    if not path.is_dir():
+    path = local_path(folder)
+    if path is None or not path.is_dir():
         raise ConfigError(
             "--adapters",
             f"{folder!r} is not a local folder, so its size is not known here; give it with "

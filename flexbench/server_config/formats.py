@@ -54,6 +54,7 @@ def _server(estimate: Estimate) -> dict[str, Any]:
         "num_hidden_layers": model.num_hidden_layers,
         "hidden_size": model.hidden_size,
         "block_parameters": model.block_parameters,
+        "device": setup.devices[0],
         "devices": list(setup.devices),
         "torch_dtype": setup.torch_dtype,
         "quant_type": setup.quant_type,
@@ -138,12 +139,17 @@ def to_markdown(answers: Sequence[Answer]) -> str:
         sections = [sweep_section([answer.estimate for answer in answers])]
     else:
         sections = sections_of(answers[0].estimate)
-    parts = [_markdown_table(section) for section in sections]
+    parts = [markdown_of_sections(sections)]
     if len(answers) == 1:
         parts += [f"- {warning}" for warning in answers[0].warnings]
         if answers[0].command:
             parts.append(f"```console\n$ {answers[0].command}\n```")
     return "\n\n".join(parts)
+
+
+def markdown_of_sections(sections: Sequence[Section]) -> str:
+    """Headings and GitHub tables, a blank line between them."""
+    return "\n\n".join(_markdown_table(section) for section in sections)
 
 
 def _markdown_table(section: Section) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import shlex
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from flexbench.core.folders import local_path
 from flexbench.models.families import DecoderSpec
 from flexbench.petals_runtime.moved_names import need_moved_names
 from flexbench.server_config.config import ServerConfig
@@ -36,8 +36,8 @@ def default_dht_prefix(model: DecoderSpec) -> str:
     Source: petals/models/*/config.py. Petals has none for a local folder, so its name is taken. No
     prefix may contain a dot or a blank, which separate the numbers of blocks.
     """
-    path = Path(model.name).expanduser()
-    if path.exists():
+    path = local_path(model.name)
+    if path is not None:
         return re.sub(r"[.\s]", "-", path.resolve().name) or "model"
     name = model.name.replace(".", "-")
     repository = name.rpartition("/")[2]
@@ -82,7 +82,7 @@ def run_server_arguments(
         arguments += ["--device", setup.devices[0]]
     if config.adapters:
         arguments += ["--adapters", *config.adapters]
-    if entrance.dht_prefix is None and Path(config.model.name).expanduser().exists():
+    if entrance.dht_prefix is None and local_path(config.model.name):
         entrance = replace(entrance, dht_prefix=default_dht_prefix(config.model))
     return (*arguments, *_entrance_arguments(entrance))
 

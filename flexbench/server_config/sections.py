@@ -208,8 +208,10 @@ def _sweep_note(estimates: Sequence[Estimate]) -> str:
     if first.gpus is not None and first.gpus.source == "common card size":
         notes.append("No GPU here and no --gpu-memory: these are the sizes of common cards.")
     notes.append(
-        f"What stays free, the servers and the speeds are for {first.setup.quant_type}, "
-        f"{first.attn_cache_tokens} cache tokens. "
+        f"All but the numbers of blocks is for {first.setup.quant_type}; the cache is for "
+        f"{first.attn_cache_tokens} tokens."
+    )
+    notes.append(
         f"Network: {format_bit_rate(network.download_bits_per_s)} down, "
         f"{format_bit_rate(network.upload_bits_per_s)} up, {network.source}."
     )
@@ -217,7 +219,7 @@ def _sweep_note(estimates: Sequence[Estimate]) -> str:
         notes.append("tokens/s are at most these: computing was not measured.")
     if first.compute.inference_rps is None:
         notes.append("steps/s assume 300 tokens/s a block, as Petals' clients do.")
-    return " ".join(notes)
+    return "\n".join(notes)
 
 
 def _rate(tokens_per_s: float | None) -> str:

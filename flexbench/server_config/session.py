@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from flexbench.core.errors import ConfigError
+from flexbench.core.results import ResultsFile
 from flexbench.server_config.arguments import Request
+from flexbench.server_config.caveats import warnings_for
 from flexbench.server_config.config import Machine, resolve_machine
-from flexbench.server_config.estimate import estimate
-from flexbench.server_config.formats import Answer, Format, to_json, to_markdown
+from flexbench.server_config.estimate import Estimate, estimate
+from flexbench.server_config.formats import Answer
+from flexbench.server_config.printing import FindingPrinter, print_answers
 from flexbench.server_config.run_server import run_server_command
 from flexbench.server_config.speeds import ComputeSpeed, Network
-from flexbench.server_config.warnings import warnings_for
 
 if TYPE_CHECKING:
     from flexbench.core.progress import Progress
@@ -19,10 +22,7 @@ if TYPE_CHECKING:
 
 def answer(request: Request, progress: Progress) -> list[Answer]:
     """Estimate all that is asked for; measures first if that is asked for, too."""
-    is_this_machine = request.measure or not request.dry_run
-    machine = resolve_machine(request.config, is_this_machine=is_this_machine)
-    compute, network = _speeds(request, machine, progress)
-    estimates = estimate(request.config, machine, compute=compute, network=network)
+    _, estimates = estimates_of(request, progress)
     return [
         Answer(
             estimate=one,
@@ -31,6 +31,14 @@ def answer(request: Request, progress: Progress) -> list[Answer]:
         )
         for one in estimates
     ]
+
+
+def estimates_of(request: Request, progress: Progress) -> tuple[Machine, tuple[Estimate, ...]]:
+    """The machine that the request is about, and an estimate for each size of its GPU."""
+    is_this_machine = request.measure or not request.dry_run
+    machine = resolve_machine(request.config, is_this_machine=is_this_machine)
+    compute, network = _speeds(request, machine, progress)
+    return machine, estimate(request.config, machine, compute=compute, network=network)
 
 
 def _speeds(request: Request, machine: Machine, progress: Progress) -> tuple[ComputeSpeed, Network]:
@@ -52,7 +60,8 @@ def _speeds(request: Request, machine: Machine, progress: Progress) -> tuple[Com
         )
         measured, network = measurement.compute, measurement.network
     elif _is_here(machine):
-        measured = _measured_before(request, machine)
+        measured, network_before = _measured_before(request, machine)
+        network = config.network or network_before or network
     given = (config.forward_rps, config.inference_rps)
     if given == (None, None):
         return measured, network
@@ -71,11 +80,12 @@ def _is_here(machine: Machine) -> bool:
     return any(gpus.source == "detected" for gpus in machine.gpu_sets)
 
 
-def _measured_before(request: Request, machine: Machine) -> ComputeSpeed:
+def _measured_before(request: Request, machine: Machine) -> tuple[ComputeSpeed, Network | None]:
     from flexbench.server_config.speed_cache import SpeedCache, device_name
 
-    cached = SpeedCache().lookup(request.config.model, machine.setup, device_name(machine.setup))
-    return ComputeSpeed() if cached is None else cached.compute
+    name = device_name(machine.setup)
+    cached = SpeedCache().lookup(request.config.model, machine.setup, name)
+    return (ComputeSpeed(), None) if cached is None else (cached.compute, cached.network)
 
 
 def run(request: Request) -> None:
@@ -84,28 +94,44 @@ def run(request: Request) -> None:
 
     from flexbench.core.progress import show_progress
 
-    errors = Console(stderr=True)
-    with show_progress(errors, quiet=request.quiet) as progress:
-        answers = answer(request, progress)
-        if not request.dry_run:
-            _look_at_swarm(request, answers[0], progress)
+    with show_progress(Console(stderr=True), quiet=request.quiet) as progress:
+        if request.dry_run:
+            answers = answer(request, progress)
+        else:
+            _look_at_swarm(request, progress)
             return
-    _print(request, answers)
+    print_answers(request.output_format, answers)
 
 
-def _print(request: Request, answers: Sequence[Answer]) -> None:
-    import typer
-    from rich.console import Console
+def _look_at_swarm(request: Request, progress: Progress) -> None:
+    from flexbench.petals_runtime.requirement import ensure_petals_installed
+    from flexbench.server_config.addresses import check_ports, resolve_entrance
+    from flexbench.server_config.live import run_live
 
-    if request.output_format is Format.JSON:
-        typer.echo(to_json(answers))
-    elif request.output_format is Format.MARKDOWN:
-        typer.echo(to_markdown(answers))
-    else:
-        from flexbench.server_config.tables import print_answers
+    ensure_petals_installed()
+    results = results_file(request.output)
+    if request.launch:
+        results.check()
+    # Before anything is measured: wrong input is to be told at once.
+    check_ports(resolve_entrance(request.entrance, listens=True))
+    machine, estimates = estimates_of(request, progress)
+    if len(estimates) > 1:
+        raise ConfigError("--gpu-memory", "a sweep needs --dry-run: one server joins a swarm")
+    run_live(
+        request.config,
+        machine,
+        estimates[0],
+        request.entrance,
+        connect_timeout_s=request.connect_timeout_s,
+        server_timeout_s=request.server_timeout_s,
+        launches=request.launch,
+        progress=progress,
+        log_folder=request.log_folder,
+        show=FindingPrinter(request.output_format).show,
+        save=lambda record: results.append(None, record),
+    )
 
-        print_answers(Console(), answers)
 
-
-def _look_at_swarm(request: Request, answer: Answer, progress: Progress) -> None:
-    raise NotImplementedError
+def results_file(output: Path) -> ResultsFile:
+    """The file of records at `output`, a .jsonl; there are no rows to go with them."""
+    return ResultsFile(output.with_suffix(".tsv"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from flexbench.core.environment import memory_bytes
 from flexbench.core.units import format_bytes
 from flexbench.server_config.config import ServerConfig
 from flexbench.server_config.estimate import Estimate, costs_of
@@ -110,6 +111,12 @@ def _devices(config: ServerConfig, estimate: Estimate) -> Iterator[str]:
     if setup.device_type == "mps" and config.torch_dtype != "float16":
         yield "bfloat16 is not supported on MPS, so Petals uses float16 instead."
     if setup.device_type == "cpu":
+        memory = memory_bytes()
+        if memory is not None and estimate.total_bytes > memory:
+            yield (
+                f"This machine has {format_bytes(memory)} of memory, and "
+                f"{format_bytes(estimate.total_bytes)} are needed."
+            )
         yield "CPU servers in the public swarm are discouraged: they slow all others down."
 
 

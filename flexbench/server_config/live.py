@@ -1,0 +1,142 @@
+"""An estimate made real: a look at the swarm, the final configuration, and the server itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from flexbench.core.errors import ConfigError
+from flexbench.core.progress import Progress
+from flexbench.petals_runtime.server_process import ServerFacts
+from flexbench.server_config.addresses import check_ports, for_run_server, resolve_entrance
+from flexbench.server_config.caveats import warnings_for
+from flexbench.server_config.comparison import (
+    compare,
+    comparison_section,
+    server_record,
+    server_section,
+    to_comparison_record,
+)
+from flexbench.server_config.config import Machine, ServerConfig
+from flexbench.server_config.estimate import Estimate, estimate
+from flexbench.server_config.formats import Answer, to_record
+from flexbench.server_config.launch import launch
+from flexbench.server_config.run_server import SwarmEntrance, run_server_command
+from flexbench.server_config.sections import Section
+from flexbench.server_config.swarm_check import check_swarm
+from flexbench.server_config.swarm_sections import swarm_sections, to_swarm_record
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """Something to show: as tables for people, and as plain data under `name`.
+
+    `answer` is the final configuration, where that is what was found.
+    """
+
+    name: str
+    sections: tuple[Section, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
+    answer: Answer | None = None
+
+
+def run_live(
+    config: ServerConfig,
+    machine: Machine,
+    first: Estimate,
+    entrance: SwarmEntrance,
+    *,
+    connect_timeout_s: float,
+    server_timeout_s: float,
+    launches: bool,
+    progress: Progress,
+    log_folder: Path | None,
+    show: Callable[[Finding], None],
+    save: Callable[[Mapping[str, Any]], None],
+) -> None:
+    """Look at the swarm for the server that `first` estimates, and start it if it `launches`.
+
+    Shows three findings as soon as they are there: 'swarm', 'configuration', and of a server that
+    was started 'comparison', which is also saved as a record. Returns at once without a launch,
+    else never: Interrupted is raised when the server was stopped, RunError when it failed.
+    """
+    entrance = resolve_entrance(entrance, listens=True)
+    if launches and config.model.family == "opt":
+        raise ConfigError("--launch", "Petals has no OPT blocks, so no server can be started")
+    check_ports(entrance)
+    report = check_swarm(
+        config.model,
+        entrance,
+        first.num_blocks,
+        block_range=first.block_range,
+        connect_timeout_s=connect_timeout_s,
+        progress=progress,
+        log_folder=log_folder,
+    )
+    show(
+        Finding(
+            name="swarm", sections=tuple(swarm_sections(report)), record=to_swarm_record(report)
+        )
+    )
+    reachability = report.reachability
+    if reachability is not None and reachability.is_reachable is False and not config.relay:
+        config, first = _over_relay(config, machine, first)
+    entrance = for_run_server(entrance)
+    answer = Answer(
+        estimate=first,
+        warnings=warnings_for(config, first),
+        command=run_server_command(config, first, entrance),
+    )
+    show(Finding(name="configuration", record=to_record(answer), answer=answer))
+    if launches:
+        launch(
+            config,
+            first,
+            entrance,
+            server_timeout_s=server_timeout_s,
+            progress=progress,
+            log_folder=log_folder,
+            on_ready=lambda facts: _compare(answer, entrance, facts, show, save),
+        )
+
+
+def _over_relay(
+    config: ServerConfig, machine: Machine, first: Estimate
+) -> tuple[ServerConfig, Estimate]:
+    """The same server behind a relay, which is how Petals runs one that is not reached directly."""
+    config = replace(config, relay=True)
+    one_machine = replace(machine, gpu_sets=(first.gpus,) if first.gpus else ())
+    again = estimate(config, one_machine, compute=first.compute, network=first.network)
+    return config, again[0]
+
+
+def _compare(
+    answer: Answer,
+    entrance: SwarmEntrance,
+    facts: ServerFacts,
+    show: Callable[[Finding], None],
+    save: Callable[[Mapping[str, Any]], None],
+) -> None:
+    comparisons = compare(answer.estimate, facts)
+    show(
+        Finding(
+            name="comparison",
+            sections=(server_section(facts), comparison_section(comparisons)),
+            record={
+                "server": asdict(facts),
+                "comparison": to_comparison_record(comparisons),
+            },
+        )
+    )
+    predicted = to_record(answer)
+    configuration = {"entrance": asdict(entrance), "command": answer.command}
+    save(
+        server_record(
+            configuration=configuration,
+            predicted=predicted,
+            facts=facts,
+            comparisons=comparisons,
+        )
+    )
