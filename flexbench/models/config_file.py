@@ -18,7 +18,7 @@ def find_model(model: str, *, option: str = "MODEL") -> DecoderSpec:
     A model read from a folder is named by its path. Raises ConfigError, naming `option`, for what
     is none of them, and InputFileError for a configuration that cannot be used.
     """
-    path = local_path(model)
+    path = local_path(model) if model else None
     if path is not None and path.is_dir():
         return _read(path / "config.json", name=model)
     if path is not None:

@@ -81,13 +81,13 @@ def decoder_spec(name: str, values: Values) -> DecoderSpec:
 
 
 def _bloom(values: Values) -> _Dimensions:
-    # BloomConfig lets n_embed win over hidden_size.
+    # Where both names of a value are there, the first one wins, as in BloomConfig.
     h = _count(values, "n_embed", "hidden_size")
-    heads = _count(values, "n_head", "num_attention_heads")
+    heads = _count(values, "num_attention_heads", "n_head")
     return _Dimensions(
         hidden_size=h,
         num_attention_heads=heads,
-        num_hidden_layers=_count(values, "n_layer", "num_hidden_layers"),
+        num_hidden_layers=_count(values, "num_hidden_layers", "n_layer"),
         num_key_value_heads=heads,
         block_parameters=12 * h * h + 13 * h,
     )
@@ -154,7 +154,7 @@ def _mixtral(values: Values) -> _Dimensions:
 
 def _falcon(values: Values) -> _Dimensions:
     h = _count(values, "n_embed", "hidden_size")
-    heads = _count(values, "num_attention_heads", "n_head")
+    heads = _count(values, "num_attention_heads")
     is_new = _flag(values, "new_decoder_architecture", default=False)
     is_multi_query = _flag(values, "multi_query", default=True)
     has_bias = _flag(values, "bias", default=False)
@@ -176,7 +176,7 @@ def _falcon(values: Values) -> _Dimensions:
     return _Dimensions(
         hidden_size=h,
         num_attention_heads=heads,
-        num_hidden_layers=_count(values, "num_hidden_layers", "n_layer"),
+        num_hidden_layers=_count(values, "num_hidden_layers"),
         num_key_value_heads=kv_heads,
         block_parameters=parameters + (2 * h if has_one_norm else 4 * h),
     )
@@ -223,9 +223,9 @@ def _count(values: Values, *names: str, default: int | None = None) -> int:
 
 
 def _flag(values: Values, name: str, *, default: bool) -> bool:
-    value = values.get(name)
+    value = values.get(name, default)
     if value is None:
-        return default
+        return False  # as transformers' own classes read it
     if not isinstance(value, bool):
         raise SpecError(f"{name} must be true or false, not {value!r}")
     return value

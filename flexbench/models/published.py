@@ -25,10 +25,18 @@ def _bloom(layers: int, h: int, heads: int, dtype: str | None = None) -> dict[st
 
 
 def _llama(
-    layers: int, h: int, heads: int, f: int, *, kv: int | None = None, dtype: str = "bfloat16"
+    layers: int,
+    h: int,
+    heads: int,
+    f: int,
+    *,
+    kv: int | None = None,
+    dtype: str = "bfloat16",
+    rope: str | None = None,
 ) -> dict[str, Any]:
     return {
         "model_type": "llama",
+        "rope_scaling": None if rope is None else {"rope_type": rope},
         "hidden_size": h,
         "num_hidden_layers": layers,
         "num_attention_heads": heads,
@@ -105,12 +113,12 @@ _CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "meta-llama/Llama-2-70b-hf": _llama(80, 8192, 64, 28672, kv=8, dtype="float16"),
     "meta-llama/Meta-Llama-3-8B": _llama(32, 4096, 32, 14336, kv=8),
     "meta-llama/Meta-Llama-3-70B": _llama(80, 8192, 64, 28672, kv=8),
-    "meta-llama/Llama-3.1-8B": _llama(32, 4096, 32, 14336, kv=8),
-    "meta-llama/Llama-3.1-70B": _llama(80, 8192, 64, 28672, kv=8),
-    "meta-llama/Llama-3.1-405B": _llama(126, 16384, 128, 53248, kv=8),
-    "meta-llama/Llama-3.2-1B": _llama(16, 2048, 32, 8192, kv=8),
-    "meta-llama/Llama-3.2-3B": _llama(28, 3072, 24, 8192, kv=8),
-    "meta-llama/Llama-3.3-70B-Instruct": _llama(80, 8192, 64, 28672, kv=8),
+    "meta-llama/Llama-3.1-8B": _llama(32, 4096, 32, 14336, kv=8, rope="llama3"),
+    "meta-llama/Llama-3.1-70B": _llama(80, 8192, 64, 28672, kv=8, rope="llama3"),
+    "meta-llama/Llama-3.1-405B": _llama(126, 16384, 128, 53248, kv=8, rope="llama3"),
+    "meta-llama/Llama-3.2-1B": _llama(16, 2048, 32, 8192, kv=8, rope="llama3"),
+    "meta-llama/Llama-3.2-3B": _llama(28, 3072, 24, 8192, kv=8, rope="llama3"),
+    "meta-llama/Llama-3.3-70B-Instruct": _llama(80, 8192, 64, 28672, kv=8, rope="llama3"),
     "petals-team/StableBeluga2": _llama(80, 8192, 64, 28672, kv=8, dtype="float16"),
     "tiiuae/falcon-rw-1b": _falcon(24, 2048, 32, **_FALCON_RW),
     "tiiuae/falcon-rw-7b": _falcon(36, 4096, 64, **_FALCON_RW),
@@ -121,20 +129,32 @@ _CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "mistralai/Mixtral-8x22B-v0.1": _mixtral(56, 6144, 48, 16384),
 }
 
-# Other names for the same dimensions: what people call them, and their tuned variants.
-_ALIASES = {
-    "bloom-176b": "bigscience/bloom",
-    "bloomz-176b": "bigscience/bloomz",
-    "llama-2-7b": "meta-llama/Llama-2-7b-hf",
-    "llama-2-13b": "meta-llama/Llama-2-13b-hf",
-    "llama-2-70b": "meta-llama/Llama-2-70b-hf",
-    "llama-3-8b": "meta-llama/Meta-Llama-3-8B",
-    "llama-3-70b": "meta-llama/Meta-Llama-3-70B",
-    "llama-3.3-70b": "meta-llama/Llama-3.3-70B-Instruct",
-    "mixtral-8x7b": "mistralai/Mixtral-8x7B-v0.1",
-    "mixtral-8x22b": "mistralai/Mixtral-8x22B-v0.1",
+# Tuned variants, and the models whose dimensions they have.
+_TUNED = {
+    **{
+        f"meta-llama/Llama-2-{n}-chat-hf": f"meta-llama/Llama-2-{n}-hf"
+        for n in ("7b", "13b", "70b")
+    },
+    **{
+        f"meta-llama/Meta-Llama-3-{n}-Instruct": f"meta-llama/Meta-Llama-3-{n}"
+        for n in ("8B", "70B")
+    },
+    **{
+        f"meta-llama/Llama-{n}-Instruct": f"meta-llama/Llama-{n}"
+        for n in ("3.1-8B", "3.1-70B", "3.1-405B", "3.2-1B", "3.2-3B")
+    },
+    **{f"tiiuae/falcon-{n}-instruct": f"tiiuae/falcon-{n}" for n in ("7b", "40b")},
+    "tiiuae/falcon-180B-chat": "tiiuae/falcon-180B",
+    **{
+        f"mistralai/Mixtral-{n}-Instruct-v0.1": f"mistralai/Mixtral-{n}-v0.1"
+        for n in ("8x7B", "8x22B")
+    },
 }
-_TUNED_SUFFIXES = ("-instruct", "-chat", "-chat-hf", "-instruct-v0.1")
+_CONFIGURATIONS |= {tuned: _CONFIGURATIONS[base] for tuned, base in _TUNED.items()}
+
+# What people call a model whose name says less.
+_ALIASES = {"bloom-176b": "bigscience/bloom", "bloomz-176b": "bigscience/bloomz"}
+_ALIASES["llama-3.3-70b"] = "meta-llama/Llama-3.3-70B-Instruct"
 
 PUBLISHED_NAMES = tuple(_CONFIGURATIONS)
 
@@ -142,35 +162,28 @@ PUBLISHED_NAMES = tuple(_CONFIGURATIONS)
 def published_spec(name: str) -> DecoderSpec:
     """The published model of this name, with or without its organization, in any case.
 
-    The name of a tuned variant (-chat, -instruct) stays what it is. Raises KeyError for a name that
-    is not known.
+    Parts of names that come and go ('Meta-', '-hf', '-v0.1') may be left out. Raises KeyError for a
+    name that is not known.
     """
-    lowered = name.lower()
-    known = _find(lowered)
-    if lowered in (known.lower(), _short(known), *_ALIASES):
-        return decoder_spec(known, _CONFIGURATIONS[known])
-    organization = known.partition("/")[0]
-    full_name = name if "/" in name else f"{organization}/{name}"
-    return decoder_spec(full_name, _CONFIGURATIONS[known])
+    organization, slash, short = name.lower().rpartition("/")
+    wanted = _ALIASES.get(short, short)
+    matches = [known for known in _CONFIGURATIONS if _is_named(known, wanted)]
+    if slash:
+        matches = [known for known in matches if known.lower().startswith(f"{organization}/")]
+    exact = [known for known in matches if _short(known) == short]
+    if not matches:
+        raise KeyError(name)
+    known = (exact or matches)[0]
+    return decoder_spec(known, _CONFIGURATIONS[known])
 
 
 def _short(name: str) -> str:
     return name.rpartition("/")[2].lower()
 
 
-def _find(lowered: str) -> str:
-    for candidate in (lowered, *_without_tuning(lowered)):
-        for known in _CONFIGURATIONS:
-            if candidate in (known.lower(), _short(known)):
-                return known
-        alias = _ALIASES.get(candidate)
-        if alias is not None:
-            return alias
-    raise KeyError(lowered)
+def _is_named(known: str, wanted: str) -> bool:
+    return _core_of(_short(known)) == _core_of(_short(wanted))
 
 
-def _without_tuning(lowered: str) -> Iterable[str]:
-    for suffix in _TUNED_SUFFIXES:
-        base = lowered.removesuffix(suffix)
-        if base != lowered:
-            yield from (base, f"{base}-hf", f"{base}-v0.1")
+def _core_of(short: str) -> str:
+    return short.removeprefix("meta-").removesuffix("-hf").removesuffix("-v0.1")

@@ -546,7 +546,7 @@ def test_names_that_are_not_known(name):
         ("falcon-7", "tiiuae/falcon-7b"),
         ("bigscience/bloom-7b", "bigscience/bloom-7b1"),
         ("lama-3.1-8b", "meta-llama/Llama-3.1-8B"),
-        ("Meta-Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("Meta-Llama-3.1-8", "meta-llama/Llama-3.1-8B"),
         ("opt-30", "facebook/opt-30b"),
         # Too short to be near a name with its organization.
         ("opt-3", "facebook/opt-30b"),
@@ -582,3 +582,24 @@ def test_a_suggested_name_is_found():
     assert names
     for name in names:
         assert find_model(name).hidden_size > 0
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("Meta-Llama-3.1-8B-Instruct", "meta-llama/Llama-3.1-8B-Instruct"),
+        ("meta-llama/Meta-Llama-3.1-8B", "meta-llama/Llama-3.1-8B"),
+        ("llama-3-8b-instruct", "meta-llama/Meta-Llama-3-8B-Instruct"),
+        ("llama-2-7b-chat", "meta-llama/Llama-2-7b-chat-hf"),
+        ("llama-2-7b", "meta-llama/Llama-2-7b-hf"),
+        ("mixtral-8x7b-instruct", "mistralai/Mixtral-8x7B-Instruct-v0.1"),
+        ("LLAMA-3.3-70B", "meta-llama/Llama-3.3-70B-Instruct"),
+    ],
+)
+def test_names_lead_to_what_there_is_on_a_hub(written, name):
+    assert published_spec(written).name == name
+
+
+def test_another_organization_is_another_model():
+    with pytest.raises(KeyError):
+        published_spec("somebody/bloom-7b1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexbench.server_config.placement import best_start, servers_for, swarm_throughput
@@ -84,6 +84,7 @@ swarms = st.integers(1, 40).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(swarms)
 def test_the_fewest_servers_hold_the_whole_model_and_fewer_do_not(swarm):
     layers, num_blocks, _ = swarm
@@ -92,6 +93,7 @@ def test_the_fewest_servers_hold_the_whole_model_and_fewer_do_not(swarm):
     assert swarm_throughput(layers, num_blocks, fewest - 1, 3.5) == 0
 
 
+@settings(deadline=None)
 @given(swarms)
 def test_another_server_never_gives_less(swarm):
     layers, num_blocks, servers = swarm
@@ -99,6 +101,7 @@ def test_another_server_never_gives_less(swarm):
     assert here <= swarm_throughput(layers, num_blocks, servers + 1, 3.5) <= here + 3.5
 
 
+@settings(deadline=None)
 @given(swarms)
 def test_a_swarm_gives_no_more_than_its_servers_have(swarm):
     layers, num_blocks, servers = swarm
@@ -106,6 +109,7 @@ def test_a_swarm_gives_no_more_than_its_servers_have(swarm):
     assert given_rate * layers <= servers * num_blocks * 3.5
 
 
+@settings(deadline=None)
 @given(swarms, st.floats(0.1, 1e4))
 def test_the_speed_of_a_server_is_a_factor(swarm, tokens_per_s):
     # Rounding does not decide where servers go.
