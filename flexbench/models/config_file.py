@@ -20,9 +20,9 @@ def find_model(model: str, *, option: str = "MODEL") -> DecoderSpec:
     """
     path = local_path(model) if model else None
     if path is not None and path.is_dir():
-        return _read(path / "config.json", name=model)
+        return _read(path / "config.json", name=str(path))
     if path is not None:
-        return _read(path, name=str(path.parent) if path.name == "config.json" else model)
+        return _read(path, name=str(path.parent if path.name == "config.json" else path))
     try:
         return published_spec(model)
     except KeyError:

@@ -6,22 +6,17 @@ they report.
 
 from __future__ import annotations
 
-import functools
-import os
 import threading
 import time
-import traceback
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexbench.core.processes import WorkerChannel
 from flexbench.petals.model import SwarmModel, dtype_name, resolve_device, resolve_dtype
+from flexbench.petals_runtime.watching import end_on_error, watch
 
 if TYPE_CHECKING:
-    import psutil
-
     from flexbench.petals_runtime.imports import DHT
 
 LOOPBACK_ADDRESS = "/ip4/127.0.0.1/tcp/0"
@@ -34,7 +29,6 @@ _LOOPBACK_NETWORK = {
     "use_auto_relay": False,
     "startup_timeout": 60.0,  # p2pd's 15 s are little where many processes start at once
 }
-_HEALTH_CHECK_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +94,7 @@ def run_bootstrap_peer(channel: WorkerChannel, model: SwarmModel) -> None:
     )
     write_client_shard(folder, config, dtype, model.seed)
     channel.ready.set()
-    _watch(dht.is_alive, "its DHT process ended")
+    watch(dht.is_alive, "its DHT process ended")
 
 
 def run_server(channel: WorkerChannel, model: SwarmModel, index: int, spec: ServerSpec) -> None:
@@ -140,20 +134,6 @@ def run_server(channel: WorkerChannel, model: SwarmModel, index: int, spec: Serv
     server.run()
 
 
-def _end_on_error(function: Callable[..., None]) -> Callable[..., None]:
-    """A thread's function, whose failure ends the process and is not lost with the thread."""
-
-    @functools.wraps(function)
-    def guarded(*arguments: Any) -> None:
-        try:
-            function(*arguments)
-        except BaseException:  # noqa: BLE001 - whatever it is, nobody would watch from here on
-            traceback.print_exc()
-            os._exit(1)
-
-    return guarded
-
-
 def inspect_swarm(channel: WorkerChannel, model: SwarmModel) -> None:
     """Join the DHT as a client and report the SwarmView: who serves which blocks of the model."""
     from flexbench.petals_runtime.imports import DHT
@@ -182,7 +162,7 @@ def _online_servers(dht: DHT, dht_prefix: str, blocks: range) -> tuple[Hop, ...]
     return tuple(sorted(hops, key=lambda hop: (hop.start, hop.end, hop.peer_id)))
 
 
-@_end_on_error
+@end_on_error
 def _announce_and_watch(channel: WorkerChannel, server: Any, blocks: range) -> None:
     """Report when the swarm sees the server online; end the process when a part of it dies."""
     peer_id = str(server.dht.peer_id)
@@ -202,39 +182,7 @@ def _announce_and_watch(channel: WorkerChannel, server: Any, blocks: range) -> N
     channel.queue.put(Hop(peer_id=peer_id, start=blocks.start, end=blocks.stop))
     channel.ready.set()
     # A server would restart its container by itself, which takes minutes and spoils every figure.
-    _watch(
+    watch(
         lambda: server.dht.is_alive() and server.module_container.is_healthy(),
         "one of the server's processes ended",
     )
-
-
-def _watch(is_healthy: Callable[[], bool], problem: str) -> None:
-    """Stay until a part of this worker dies, its p2pd daemon included; then end the process."""
-    import psutil
-
-    descendants = psutil.Process().children(recursive=True)
-    daemons = [process for process in descendants if _is_daemon(process)]
-    while is_healthy() and all(_is_running(daemon) for daemon in daemons):
-        time.sleep(_HEALTH_CHECK_INTERVAL_S)
-    if is_healthy():
-        problem = "its p2pd daemon ended"
-    print(f"flexbench: {problem}", flush=True)  # noqa: T201 - standard output is the log here
-    os._exit(1)
-
-
-def _is_daemon(process: psutil.Process) -> bool:
-    import psutil
-
-    try:
-        return str(process.name()).startswith("p2pd")
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _is_running(process: psutil.Process) -> bool:
-    import psutil
-
-    try:
-        return bool(process.is_running()) and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

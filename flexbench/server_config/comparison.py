@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from flexbench.core import environment
-from flexbench.core.results import RECORD_SCHEMA_VERSION, utc_now
+from flexbench.core.results import RECORD_SCHEMA_VERSION
 from flexbench.core.units import format_bytes
 from flexbench.petals_runtime.server_process import ServerFacts
 from flexbench.server_config.estimate import Estimate
@@ -92,7 +92,7 @@ def server_section(facts: ServerFacts) -> Section:
     ]
     return Section(
         title="The server is online",
-        headers=("The server is online", ""),
+        headers=("Server", ""),
         rows=tuple(rows),
         is_list=True,
         note="Servers and clients join its swarm with --initial-peers ADDRESS.",
@@ -103,7 +103,7 @@ def comparison_section(comparisons: Sequence[Comparison]) -> Section:
     """The figures side by side, for people."""
     return Section(
         title="Predicted and measured",
-        headers=("Predicted and measured", "predicted", "measured", "error"),
+        headers=("Figure", "predicted", "measured", "error"),
         rows=tuple(
             (
                 one.name,
@@ -134,6 +134,7 @@ def to_comparison_record(comparisons: Sequence[Comparison]) -> list[dict[str, An
 
 def server_record(
     *,
+    started_at: str,
     configuration: Mapping[str, Any],
     predicted: Mapping[str, Any],
     facts: ServerFacts,
@@ -141,13 +142,14 @@ def server_record(
 ) -> dict[str, Any]:
     """The record of a launched server, for a line of JSON.
 
-    `configuration` is what was asked for, `predicted` the estimate as plain data.
+    `started_at` is in UTC, in ISO 8601; `configuration` is what was asked for, and `predicted` the
+    estimate as plain data.
     """
     return {
         "schema_version": RECORD_SCHEMA_VERSION,
         "system": "server-config",
         "status": "ok",
-        "started_at": utc_now(),
+        "started_at": started_at,
         "configuration": dict(configuration),
         "predicted": dict(predicted),
         "measured": asdict(facts) | {"num_blocks": facts.num_blocks},

@@ -43,10 +43,10 @@ def launch(
     arguments = run_server_arguments(config, estimate, entrance)
     with open_crew(log_folder) as crew:
         server = crew.start("server", run_petals_server, arguments)
-        with _followed(server.log_path, progress.note):
+        with _followed(server, progress.note):
+            with progress.phase("Starting the server", total=_NUM_STAGES) as phase:
+                facts = _await_ready(crew, server_timeout_s, phase)
             try:
-                with progress.phase("Starting the server", total=_NUM_STAGES) as phase:
-                    facts = _await_ready(crew, server_timeout_s, phase)
                 on_ready(facts)
                 _await_end(crew)
             except Interrupted:
@@ -94,10 +94,10 @@ def _say_farewell(crew: Crew, server: Worker) -> None:
 
 
 @contextmanager
-def _followed(path: Path, tell: Callable[[str], None]) -> Iterator[None]:
-    """Pass on every line that is added to the file, until the block is left."""
+def _followed(server: Worker, tell: Callable[[str], None]) -> Iterator[None]:
+    """Pass on every line that the server adds to its log, until the block is left."""
     is_over = threading.Event()
-    thread = threading.Thread(target=_follow, args=(path, tell, is_over), daemon=True)
+    thread = threading.Thread(target=_follow, args=(server, tell, is_over), daemon=True)
     thread.start()
     try:
         yield
@@ -106,11 +106,12 @@ def _followed(path: Path, tell: Callable[[str], None]) -> Iterator[None]:
         thread.join()
 
 
-def _follow(path: Path, tell: Callable[[str], None], is_over: threading.Event) -> None:
-    while not path.exists():
+def _follow(server: Worker, tell: Callable[[str], None], is_over: threading.Event) -> None:
+    while not server.log_path.exists():
         if is_over.wait(_LOG_INTERVAL_S):
             return
-    with path.open(encoding="utf-8", errors="replace") as log:
+    with server.log_path.open(encoding="utf-8", errors="replace") as log:
+        log.seek(server.log_start)
         begun = ""
         while True:
             was_over = is_over.is_set()  # first: what is written until then is still to be told

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flexbench.core.errors import ConfigError
 from flexbench.core.progress import Progress
+from flexbench.core.results import utc_now
 from flexbench.petals_runtime.server_process import ServerFacts
 from flexbench.server_config.addresses import check_ports, for_run_server, resolve_entrance
 from flexbench.server_config.caveats import warnings_for
@@ -75,13 +77,9 @@ def run_live(
         progress=progress,
         log_folder=log_folder,
     )
-    show(
-        Finding(
-            name="swarm", sections=tuple(swarm_sections(report)), record=to_swarm_record(report)
-        )
-    )
-    reachability = report.reachability
-    if reachability is not None and reachability.is_reachable is False and not config.relay:
+    sections = tuple(swarm_sections(report))
+    show(Finding(name="swarm", sections=sections, record=to_swarm_record(report)))
+    if report.needs_relay and not config.relay:
         config, first = _over_relay(config, machine, first)
     entrance = for_run_server(entrance)
     answer = Answer(
@@ -98,7 +96,7 @@ def run_live(
             server_timeout_s=server_timeout_s,
             progress=progress,
             log_folder=log_folder,
-            on_ready=lambda facts: _compare(answer, entrance, facts, show, save),
+            on_ready=partial(_compare, answer, entrance, utc_now(), show, save),
         )
 
 
@@ -115,27 +113,25 @@ def _over_relay(
 def _compare(
     answer: Answer,
     entrance: SwarmEntrance,
-    facts: ServerFacts,
+    started_at: str,
     show: Callable[[Finding], None],
     save: Callable[[Mapping[str, Any]], None],
+    facts: ServerFacts,
 ) -> None:
+    """Show and save what was predicted beside what the server turned out to be."""
     comparisons = compare(answer.estimate, facts)
     show(
         Finding(
             name="comparison",
             sections=(server_section(facts), comparison_section(comparisons)),
-            record={
-                "server": asdict(facts),
-                "comparison": to_comparison_record(comparisons),
-            },
+            record={"server": asdict(facts), "comparison": to_comparison_record(comparisons)},
         )
     )
-    predicted = to_record(answer)
-    configuration = {"entrance": asdict(entrance), "command": answer.command}
     save(
         server_record(
-            configuration=configuration,
-            predicted=predicted,
+            started_at=started_at,
+            configuration={"entrance": asdict(entrance), "command": answer.command},
+            predicted=to_record(answer),
             facts=facts,
             comparisons=comparisons,
         )

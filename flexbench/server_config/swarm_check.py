@@ -75,6 +75,11 @@ class SwarmReport:
         least = min(throughputs)
         return ranges_of(block for block, value in enumerate(throughputs) if value == least)
 
+    @property
+    def needs_relay(self) -> bool:
+        """Whether Petals will run the server behind a relay."""
+        return self.reachability is not None and self.reachability.is_reachable is False
+
     def _online(self) -> list[SwarmServer]:
         return [server for server in self.servers if server.state == _ONLINE]
 

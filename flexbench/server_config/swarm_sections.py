@@ -39,7 +39,7 @@ def _place(report: SwarmReport) -> Section:
         ("Announces", ", ".join(report.visible_addresses) or "the addresses it listens on"),
     ]
     title = "A new swarm" if report.is_new else "Swarm"
-    return Section(title=title, headers=(title, ""), rows=tuple(rows), is_list=True)
+    return Section(title=title, headers=("Looked for", "Found"), rows=tuple(rows), is_list=True)
 
 
 def _outcome(report: SwarmReport) -> str:
@@ -60,7 +60,7 @@ def _reached(reachability: Reachability | None) -> str:
 def _servers(servers: Sequence[SwarmServer]) -> Section:
     return Section(
         title="Servers",
-        headers=("Server", "blocks", "state", "tokens/s", "cache tokens", "relay", "version"),
+        headers=("Peer", "blocks", "state", "tokens/s", "cache tokens", "relay", "version"),
         rows=tuple(
             (
                 _name(server),
@@ -69,7 +69,7 @@ def _servers(servers: Sequence[SwarmServer]) -> Section:
                 _number(server.throughput),
                 "?" if server.cache_tokens_left is None else str(server.cache_tokens_left),
                 {True: "yes", False: "no", None: "?"}[server.using_relay],
-                server.version or "?",
+                _clean(server.version or "?"),
             )
             for server in servers
         ),
@@ -79,7 +79,12 @@ def _servers(servers: Sequence[SwarmServer]) -> Section:
 def _name(server: SwarmServer) -> str:
     """As Petals abbreviates peers, with the name that the operator gave."""
     name = f"...{server.peer_id[-6:]}"
-    return f"{name} {server.public_name[:_NAME_LENGTH]}" if server.public_name else name
+    return f"{name} {_clean(server.public_name)}" if server.public_name else name
+
+
+def _clean(text: str) -> str:
+    """What strangers have announced, without anything that a terminal would obey."""
+    return "".join(character for character in text if character.isprintable())[:_NAME_LENGTH]
 
 
 def _span(blocks: range) -> str:
