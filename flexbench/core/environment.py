@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,36 @@ _SECRET_OPTION = re.compile(r"(key|token|secret|password|passwd|credentials?)$",
 _GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 REDACTED = "***"
+_DRIVER_TOOL = "nvidia-smi"
+_DRIVER_TIMEOUT_S = 5
+_DRIVER_FIELDS = "uuid,mig.mode.current,name,memory.total,memory.free"
+_MAX_TEXT_LENGTH = 200
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriverGpu:
+    """A GPU as NVIDIA's driver shows it. None: it does not tell.
+
+    Of a GPU that is divided (MIG) the memory is not known: a process gets a part of it.
+    """
+
+    name: str | None = None
+    memory_bytes: int | None = None
+    free_bytes: int | None = None
+    uuid: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuListing:
+    """GPUs in an order. `problem` says why there are none, unless the driver's tool is missing.
+
+    `is_order_uncertain`: torch may number them in another order.
+    """
+
+    gpus: tuple[DriverGpu, ...] = ()
+    problem: str | None = None
+    is_order_uncertain: bool = False
 
 
 def describe_machine() -> dict[str, Any]:
@@ -34,7 +65,7 @@ def describe_machine() -> dict[str, Any]:
         "cpu": cpu_model(),
         "num_cpus": num_cpus(),
         "memory_bytes": memory_bytes(),
-        "gpus": _gpus(),
+        "gpus": [{"name": gpu.name, "memory_bytes": gpu.memory_bytes} for gpu in list_gpus().gpus],
     }
 
 
@@ -52,6 +83,9 @@ def may_have_gpu() -> bool:
 
     Asks for device files of NVIDIA's and AMD's drivers, so that torch need not be imported.
     """
+    variable = os.environ.get(_VISIBLE)
+    if variable is not None and not _parse_visible(variable):
+        return False  # hidden from torch
     return any(os.path.exists(path) for path in _GPU_DEVICE_FILES)
 
 
@@ -189,19 +223,127 @@ def _free_of_container() -> int | None:
     return max(0, limit - used)
 
 
-def _gpus() -> list[dict[str, Any]]:
-    """NVIDIA GPUs by the driver's own tool, so that nothing heavy is imported for it."""
-    tool = shutil.which("nvidia-smi")
+def list_gpus() -> GpuListing:
+    """All NVIDIA GPUs of this machine, by the driver's own tool: torch takes seconds to import."""
+    tool = shutil.which(_DRIVER_TOOL)
     if tool is None:
-        return []
-    query = [tool, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+        return GpuListing()
     try:
-        answer = subprocess.run(query, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
-    except (OSError, subprocess.SubprocessError):
-        return []
-    gpus = []
-    for line in answer.stdout.splitlines():
-        name, _, mebibytes = line.rpartition(",")
-        if mebibytes.strip().isdigit():
-            gpus.append({"name": name.strip(), "memory_bytes": int(mebibytes) * 2**20})
-    return gpus
+        answer = subprocess.run(  # noqa: S603 - the driver's tool, with constants
+            [tool, f"--query-gpu={_DRIVER_FIELDS}", "--format=csv,noheader,nounits"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=_DRIVER_TIMEOUT_S,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return GpuListing(problem=f"{_DRIVER_TOOL} did not answer within {_DRIVER_TIMEOUT_S} s")
+    except OSError as error:
+        return GpuListing(problem=f"{_DRIVER_TOOL} could not be started: {error.strerror}")
+    if answer.returncode != 0:
+        words = _printable((answer.stdout.strip() or answer.stderr.strip()).partition("\n")[0])
+        problem = f"{_DRIVER_TOOL} failed with exit code {answer.returncode}"
+        return GpuListing(problem=f"{problem}: {words}" if words else problem)
+    # Not splitlines: a name may have characters at which that splits.
+    found = (_parse_gpu(line) for line in answer.stdout.split("\n"))
+    gpus = tuple(gpu for gpu in found if gpu is not None)
+    return GpuListing(gpus=gpus, problem=None if gpus else f"{_DRIVER_TOOL} lists no GPU")
+
+
+def visible_gpus() -> GpuListing:
+    """The GPUs that torch would see, as it would number them: cuda:0 is the first.
+
+    CUDA_VISIBLE_DEVICES is read as torch and the driver read it.
+    """
+    listing = list_gpus()
+    variable = os.environ.get(_VISIBLE)
+    # torch puts the fastest one first, the driver's tool goes by the slots of the bus.
+    is_uncertain = (
+        len({(gpu.name, gpu.memory_bytes) for gpu in listing.gpus}) > 1
+        and os.environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID"
+    )
+    if variable is None or not listing.gpus:
+        return replace(listing, is_order_uncertain=is_uncertain)
+    chosen: list[DriverGpu] = []
+    is_by_number = False
+    for element in _parse_visible(variable):
+        is_by_number = isinstance(element, int)
+        gpu = _find_gpu(element, listing.gpus)
+        if gpu is None:
+            break  # the driver takes nothing from there on
+        if gpu.uuid is not None and gpu in chosen:
+            chosen = []  # nor anything at all if one is named twice
+            break
+        chosen.append(gpu)
+    return GpuListing(
+        gpus=tuple(chosen),
+        problem=None if chosen else f"{_VISIBLE}={_printable(variable)} hides all GPUs",
+        is_order_uncertain=bool(chosen) and is_by_number and is_uncertain,
+    )
+
+
+def _parse_visible(variable: str) -> list[int | str]:
+    """Numbers, or the beginnings of UUIDs, up to the first element that is none; each only once."""
+    found: list[int | str] = []
+    prefix = next((kind for kind in ("GPU-", "MIG-") if variable.startswith(kind)), None)
+    for text in variable.split(","):
+        element: int | str = text
+        if prefix is None:
+            # What follows the digits does not matter to the driver.
+            match = re.match(r"\+?\d{1,9}", text.strip(), re.ASCII)
+            if match is None:
+                break
+            element = int(match[0])
+        elif not text.startswith(prefix):
+            break
+        if element in found:
+            return []
+        found.append(element)
+    return found
+
+
+def _find_gpu(element: int | str, gpus: Sequence[DriverGpu]) -> DriverGpu | None:
+    """The one that a number or the beginning of a UUID stands for; None: no such one."""
+    if isinstance(element, int):
+        return gpus[element] if element < len(gpus) else None
+    if element.startswith("MIG-"):
+        return DriverGpu(name="GPU (MIG)")
+    if any(gpu.uuid is None for gpu in gpus):
+        return DriverGpu()  # one of them: nobody tells which
+    matching = [gpu for gpu in gpus if (gpu.uuid or "").startswith(element)]
+    return matching[0] if len(matching) == 1 else None
+
+
+def _parse_gpu(line: str) -> DriverGpu | None:
+    """A line with the values of _DRIVER_FIELDS; None for a warning among them.
+
+    What cannot be read is not known: the line counts all the same, for the next ones' numbers.
+    """
+    fields = [field.strip() for field in line.split(",")]
+    if len(fields) < 3:
+        return None
+    # A name may have commas. Where only the last three are told, the first two are not known.
+    uuid, mig = (fields.pop(0), fields.pop(0)) if len(fields) >= 5 else ("", "")
+    name = _printable(", ".join(fields[:-2]))
+    is_divided = mig == "Enabled"
+    total = None if is_divided else _mebibytes(fields[-2], minimum=1)
+    return DriverGpu(
+        name=f"{name} (MIG)" if name and is_divided else name or None,
+        memory_bytes=total,
+        free_bytes=None if total is None else _mebibytes(fields[-1], minimum=0),
+        uuid=uuid if uuid.startswith("GPU-") else None,
+    )
+
+
+def _mebibytes(text: str, *, minimum: int) -> int | None:
+    """Bytes; None for what is no number of at least `minimum` MiB that a GPU can have."""
+    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+        return None
+    return int(text) * 2**20 if int(text) >= minimum else None
+
+
+def _printable(text: str) -> str:
+    """Without control characters, which would change what a terminal shows, and not endless."""
+    return "".join(filter(str.isprintable, text)).strip()[:_MAX_TEXT_LENGTH]

@@ -119,7 +119,7 @@ _CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "meta-llama/Llama-3.2-1B": _llama(16, 2048, 32, 8192, kv=8, rope="llama3"),
     "meta-llama/Llama-3.2-3B": _llama(28, 3072, 24, 8192, kv=8, rope="llama3"),
     "meta-llama/Llama-3.3-70B-Instruct": _llama(80, 8192, 64, 28672, kv=8, rope="llama3"),
-    "petals-team/StableBeluga2": _llama(80, 8192, 64, 28672, kv=8, dtype="float16"),
+    "petals-team/StableBeluga2": _llama(80, 8192, 64, 28672, kv=8),
     "tiiuae/falcon-rw-1b": _falcon(24, 2048, 32, **_FALCON_RW),
     "tiiuae/falcon-rw-7b": _falcon(36, 4096, 64, **_FALCON_RW),
     "tiiuae/falcon-7b": _falcon(32, 4544, 71, multi_query=True),

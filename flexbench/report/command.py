@@ -47,7 +47,8 @@ def report(
     else:
         records, headings = _runs(files, skip_invalid=skip_invalid)
     if not records:
-        raise InputFileError(", ".join(map(str, files)), "no runs in there")
+        missing = "no launched server is recorded" if any(are_predictions) else "no runs"
+        raise InputFileError(", ".join(map(str, files)), f"{missing} in there")
     _print(records, headings, output_format)
 
 

@@ -109,7 +109,7 @@ def to_markdown(records: Sequence[Record], headings: Mapping[str, str]) -> str:
     lines = [
         "| " + " | ".join(shown) + " |",
         "|" + "|".join(" ---: " for _ in shown) + "|",
-        *("| " + " | ".join(_cells(record, shown)).replace("\n", " ") + " |" for record in records),
+        *("| " + " | ".join(map(_escape, _cells(record, shown))) + " |" for record in records),
     ]
     return "\n".join(lines)
 
@@ -133,6 +133,11 @@ TEXT_FORMATS: dict[Format, Callable[[Sequence[Record], Mapping[str, str]], str]]
     Format.CSV: to_csv,
     Format.JSON: to_json,
 }
+
+
+def _escape(cell: str) -> str:
+    """On one line, with nothing that ends a cell of a Markdown table."""
+    return " ".join(cell.splitlines()).replace("|", "\\|")
 
 
 def _cells(record: Record, shown: Iterable[str]) -> list[str]:

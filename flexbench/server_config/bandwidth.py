@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -37,6 +36,8 @@ _OPTIONS = {
 _POLL_INTERVAL_S = 0.05
 _MAX_OUTPUT_BYTES = 2**20
 _MAX_SCRIPT_BYTES = 2**16
+_MAX_BITS_PER_S = 1e15
+_MEASURED = "measured with "
 # argparse's exit code for options it does not know, and sysexits.h's.
 _USAGE_EXIT_CODES = (2, 64)
 _UNREACHABLE = re.compile(
@@ -99,6 +100,11 @@ def measure_network(timeout_s: float) -> Network:
     return _assumed(str((told or problems)[0]))
 
 
+def is_measured(network: Network) -> bool:
+    """Whether a speed test found it; else somebody gave or assumed it."""
+    return network.source.startswith(_MEASURED)
+
+
 def _assumed(reason: str) -> Network:
     return Network(source=f"{Network().source}: {reason}")
 
@@ -154,11 +160,11 @@ def _wait(process: subprocess.Popen[bytes], deadline: float, signals: SignalWatc
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the tool, which leads a process group, and all that it started, if it still runs."""
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    """Kill the tool, which leads a process group, if it still runs, and all that it started."""
+    # A group keeps its number while anybody is in it. Where only the dead are, some systems refuse.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _read(file: IO[bytes]) -> str:
@@ -193,7 +199,7 @@ def _parse(printed: str) -> Network | None:
                 return Network(
                     download_bits_per_s=download,
                     upload_bits_per_s=upload,
-                    source=f"measured with {tool}",
+                    source=f"{_MEASURED}{tool}",
                 )
     return None
 
@@ -207,10 +213,10 @@ def _candidates(printed: str) -> Iterator[str]:
 def _bits_per_s(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) and value >= 0 else None
+    return float(value) if 0 <= value < _MAX_BITS_PER_S else None
 
 
 def _bandwidth(value: Any) -> float | None:
     """Ookla's: an object with the bandwidth in bytes/s."""
     bytes_per_s = _bits_per_s(value.get("bandwidth")) if isinstance(value, dict) else None
-    return None if bytes_per_s is None else bytes_per_s * 8
+    return None if bytes_per_s is None else _bits_per_s(bytes_per_s * 8)

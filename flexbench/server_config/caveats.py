@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from flexbench.core.environment import memory_bytes
+from flexbench.core.folders import local_path
 from flexbench.core.units import format_bytes
-from flexbench.server_config.config import ServerConfig
+from flexbench.server_config.config import Machine, ServerConfig
 from flexbench.server_config.estimate import Estimate, costs_of
 
 # A card sold as 24 GB shows torch 1 to 3 percent less.
@@ -15,11 +16,29 @@ _NOMINAL_LOSS = 0.03
 _WASTED_SHARE = 0.05
 
 
-def warnings_for(config: ServerConfig, estimate: Estimate) -> tuple[str, ...]:
+def warnings_for(config: ServerConfig, machine: Machine, estimate: Estimate) -> tuple[str, ...]:
     """Sentences for people, the most important first."""
+    return (*_detection(machine, estimate), *_of_estimate(config, estimate))
+
+
+def _detection(machine: Machine, estimate: Estimate) -> Iterator[str]:
+    detection, gpus = machine.detection, estimate.gpus
+    if gpus is not None and gpus.source == "common card size" and detection.problem:
+        yield f"The GPUs of this machine are not known: {detection.problem}."
+    if gpus is not None and gpus.source == "detected" and detection.is_order_uncertain:
+        yield (
+            "The GPUs of this machine differ, and torch may number them in another order than "
+            "the driver; CUDA_DEVICE_ORDER=PCI_BUS_ID makes both the same."
+        )
+
+
+def _of_estimate(config: ServerConfig, estimate: Estimate) -> tuple[str, ...]:
     return tuple(
         text
-        for check in (_fits, _free_memory, _nominal_memory, _family, _devices, _formats)
+        for check in (
+            *(_fits, _free_memory, _nominal_memory, _swarm),
+            *(_model, _adapters, _family, _devices, _formats),
+        )
         for text in check(config, estimate)
     )
 
@@ -37,7 +56,7 @@ def _fits(config: ServerConfig, estimate: Estimate) -> Iterator[str]:
             f"{estimate.num_blocks} blocks are more than the {fitting} that Petals would choose: "
             f"{format_bytes(estimate.total_bytes)} are needed."
         )
-    elif free is not None and free < 0:
+    elif free is not None and free < 0 and not _is_short_of_free(estimate):
         yield (
             "Petals does not count the CUDA context. With about "
             f"{format_bytes(estimate.cuda_context_bytes)} for it, {format_bytes(-free)} are "
@@ -47,52 +66,93 @@ def _fits(config: ServerConfig, estimate: Estimate) -> Iterator[str]:
 
 def _free_memory(_config: ServerConfig, estimate: Estimate) -> Iterator[str]:
     gpus = estimate.gpus
-    if gpus is None or gpus.free_bytes is None or not estimate.num_blocks:
+    if gpus is None or gpus.free_bytes is None or not _is_short_of_free(estimate):
         return
     usable = gpus.free_bytes - estimate.cuda_context_bytes
-    if estimate.total_bytes > usable:
-        fitting = estimate.costs.blocks_in(usable, estimate.model.num_hidden_layers)
-        yield (
-            "Petals counts with the total memory (petals issue 308). Free are only "
-            f"{format_bytes(gpus.free_bytes)}, enough for {fitting} blocks: --num-blocks {fitting}"
-            if fitting
-            else "Petals counts with the total memory (petals issue 308). Free are only "
-            f"{format_bytes(gpus.free_bytes)}, too little for one block."
-        )
+    fitting = estimate.costs.blocks_in(usable, estimate.model.num_hidden_layers)
+    enough = f"enough for {_blocks(fitting)}: use --num-blocks {fitting}"
+    yield (
+        "Petals counts with the total memory (petals issue 308). Free are only "
+        f"{format_bytes(gpus.free_bytes)}, {enough if fitting else 'too little for one block'}."
+    )
+
+
+def _is_short_of_free(estimate: Estimate) -> bool:
+    """Whether other programs have so much of the GPU's memory that this server does not fit."""
+    gpus = estimate.gpus
+    if gpus is None or gpus.free_bytes is None or not estimate.num_blocks:
+        return False
+    return estimate.total_bytes > gpus.free_bytes - estimate.cuda_context_bytes
+
+
+def _blocks(count: int) -> str:
+    return "1 block" if count == 1 else f"{count or 'no'} blocks"
 
 
 def _nominal_memory(config: ServerConfig, estimate: Estimate) -> Iterator[str]:
     gpus = estimate.gpus
-    if gpus is None or gpus.source == "detected" or config.chosen_num_blocks is not None:
+    if gpus is None or estimate.setup.device_type != "cuda":
+        return
+    if config.chosen_num_blocks is not None:
         return
     less = estimate.costs.blocks_in(
         round(gpus.memory_bytes * (1 - _NOMINAL_LOSS)), estimate.model.num_hidden_layers
     )
     if less < estimate.num_blocks:
+        reason = "A real card shows up to 3 % less memory than its name says"
+        if gpus.source == "detected":
+            reason = "torch sees up to 3 % less memory than nvidia-smi shows"
+        yield f"{reason}; Petals then chooses {_blocks(less)}."
+
+
+def _swarm(_config: ServerConfig, estimate: Estimate) -> Iterator[str]:
+    client, swarm = estimate.client, estimate.swarm
+    if client is not None and client.hops < client.fewest_hops:
         yield (
-            "A real card shows up to 3 % less memory than its name says: then "
-            f"{less or 'no'} {'block fits' if less == 1 else 'blocks fit'}."
+            f"{client.hops} hops are not possible: {client.fewest_hops} servers of this size hold "
+            "the model."
         )
+    if swarm is not None and swarm.num_servers < swarm.fewest_servers:
+        yield (
+            f"{swarm.num_servers} such servers leave blocks that nobody serves: no request gets "
+            "through."
+        )
+
+
+def _adapters(config: ServerConfig, _estimate: Estimate) -> Iterator[str]:
+    if any(local_path(name) is not None for name in config.adapters):
+        yield (
+            "Petals loads adapters from a model hub only: in the command, give their names there "
+            "in place of folders."
+        )
+
+
+def _model(config: ServerConfig, _estimate: Estimate) -> Iterator[str]:
+    path = local_path(config.model.name)
+    if path is not None and path.is_file():
+        yield "run_server needs a folder with a config.json and weights, not one file."
 
 
 def _family(config: ServerConfig, estimate: Estimate) -> Iterator[str]:
     model = estimate.model
-    if model.family == "opt":
+    is_like_bloom = model.block_parameters == 12 * model.hidden_size**2 + 13 * model.hidden_size
+    if model.family == "opt" and not is_like_bloom:
+        yield "Petals has no OPT blocks, and no block like this one; run_server refuses it."
+    elif model.family == "opt":
         yield (
             "Petals has no OPT blocks. The figures are those of the BLOOM block with these "
             "dimensions, which has as many parameters; run_server refuses this model itself."
         )
     if model.family == "mixtral":
         grouped = costs_of(config, estimate.setup, groups=model.num_key_value_groups)
-        text = (
+        yield (
             "Petals reserves Mixtral's cache as if heads did not share keys and values: "
             f"{model.num_key_value_groups} times what a token takes."
         )
         if estimate.gpus is not None and config.chosen_num_blocks is None:
             fitting = grouped.blocks_in(estimate.gpus.memory_bytes, model.num_hidden_layers)
             if fitting > estimate.num_blocks:
-                text += f" {fitting} blocks would fit instead of {estimate.num_blocks}."
-        yield text
+                yield f"Without that, {_blocks(fitting)} would fit."
         yield "Mixtral needs Petals 2.3 (its source; 2.2 on the package index has none)."
     scaling = model.values.get("rope_scaling")
     if model.family == "llama" and isinstance(scaling, dict) and set(scaling) != {"type", "factor"}:

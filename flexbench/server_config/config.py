@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import platform
 import re
 from dataclasses import dataclass
 
 from flexbench.core.checks import check_count
-from flexbench.core.environment import may_have_gpu
+from flexbench.core.environment import may_have_gpu, memory_bytes
 from flexbench.core.errors import ConfigError
 from flexbench.models.families import DTYPE_BYTES, DecoderSpec
 from flexbench.server_config.budget import QUANT_TYPES, resolve_dtype
-from flexbench.server_config.hardware import Gpu, GpuSet, common_cards, detect_gpus
+from flexbench.server_config.hardware import Detection, Gpu, GpuSet, common_cards, detect
 from flexbench.server_config.setup import ComputeSetup
 from flexbench.server_config.speeds import Network
 
@@ -81,13 +82,14 @@ class ServerConfig:
         for option, value in (
             ("--attn-cache-tokens", self.attn_cache_tokens),
             ("--num-blocks", self.num_blocks),
-            ("--hops", self.hops),
-            ("--num-servers", self.num_servers),
         ):
             if value is not None:
                 check_count(option, value, minimum=1)
-        if self.num_servers is not None and self.num_servers > 10_000:
-            raise ConfigError("--num-servers", "must be a whole number of at most 10000")
+        if self.num_servers is not None:
+            check_count("--num-servers", self.num_servers, minimum=1, maximum=1000)
+        if self.hops is not None:
+            # No request needs more servers than there are blocks.
+            check_count("--hops", self.hops, minimum=1, maximum=self.model.num_hidden_layers)
 
     def _check_blocks(self) -> None:
         if self.block_indices is None:
@@ -127,7 +129,7 @@ class ServerConfig:
                 "--gpu-memory",
                 f"is given for {num_given} GPUs, and --tensor-parallel-devices names {num_named}",
             )
-        is_parallel = num_named > 1 or num_given > 1
+        is_parallel = bool(num_named) or num_given > 1
         if is_parallel and self.device in ("cpu", "mps"):
             raise ConfigError(
                 "--tensor-parallel-devices" if num_named else "--gpu-memory",
@@ -161,6 +163,7 @@ class Machine:
 
     setup: ComputeSetup
     gpu_sets: tuple[GpuSet, ...]
+    detection: Detection
 
 
 def resolve_machine(config: ServerConfig, *, is_this_machine: bool) -> Machine:
@@ -170,14 +173,19 @@ def resolve_machine(config: ServerConfig, *, is_this_machine: bool) -> Machine:
     Otherwise GPUs of common sizes stand for the one that is not here. Raises ConfigError with
     Petals' reason for what Petals would refuse.
     """
-    present = detect_gpus() if config.device.startswith(("auto", "cuda")) else ()
+    detection = detect() if config.device.startswith(("auto", "cuda")) else Detection()
+    present = detection.gpus
     device = config.device
     if device == "auto":
         has_gpu = bool(present or config.gpu_memory or config.tensor_parallel_devices)
         wants_gpu = has_gpu or may_have_gpu() or not is_this_machine
         device = "cuda" if wants_gpu else "cpu"
+        if not has_gpu and _has_mps():
+            device = "mps"
     if is_this_machine and device.startswith("cuda") and not (present or may_have_gpu()):
-        raise ConfigError("--device", "this machine has no GPU; accepted here: cpu")
+        raise ConfigError(
+            "--device", f"this machine has no GPU{_reason(detection)}; accepted here: cpu"
+        )
     setup = ComputeSetup(
         devices=_devices(config, device),
         torch_dtype=_dtype(config, device),
@@ -189,11 +197,16 @@ def resolve_machine(config: ServerConfig, *, is_this_machine: bool) -> Machine:
             raise ConfigError("--num-blocks", NO_GPU)
         if not gpu_sets:
             raise ConfigError(
-                "--gpu-memory", "the memory of this machine's GPU cannot be read; please give it"
+                "--gpu-memory",
+                "the memory of the GPU cannot be read on this machine; please give it",
             )
         if any(gpus.is_uneven for gpus in gpu_sets):
             raise ConfigError("--gpu-memory", UNEVEN_GPUS)
-    return Machine(setup=setup, gpu_sets=gpu_sets)
+    return Machine(setup=setup, gpu_sets=gpu_sets, detection=detection)
+
+
+def _reason(detection: Detection) -> str:
+    return f" ({detection.problem})" if detection.problem else ""
 
 
 def _devices(config: ServerConfig, device: str) -> tuple[str, ...]:
@@ -222,22 +235,29 @@ def _gpu_sets(
     if config.gpu_memory:
         return tuple(_for_all(gpus, len(setup.devices)) for gpus in config.gpu_memory)
     if setup.device_type == "mps":
-        from flexbench.core.environment import memory_bytes
-
-        memory = memory_bytes()
-        gpus = (Gpu(memory_bytes=memory, name="MPS"),) if memory else ()
-        return (GpuSet(gpus=gpus, source="detected"),) if gpus else ()
+        memory = memory_bytes() if _has_mps() else None
+        # Petals counts with all of the machine's memory, which its GPU shares.
+        gpu = Gpu(memory_bytes=memory, name="memory of this Mac") if memory else None
+        return () if gpu is None else (GpuSet(gpus=(gpu,), source="detected"),)
     if present:
         numbers = [int(device.partition(":")[2]) for device in setup.devices]
         if max(numbers) >= len(present):
             raise ConfigError(
                 "--tensor-parallel-devices" if config.tensor_parallel_devices else "--device",
-                f"cuda:{max(numbers)} is not there; this machine has {len(present)} GPUs",
+                f"cuda:{max(numbers)} is not there; torch sees {len(present)} GPUs here",
             )
-        return (GpuSet(gpus=tuple(present[n] for n in numbers), source="detected"),)
+        chosen = tuple(present[number] for number in numbers)
+        if config.chosen_num_blocks is not None and not all(gpu.is_known for gpu in chosen):
+            return ()
+        return (GpuSet(gpus=chosen, source="detected"),)
     if config.chosen_num_blocks is not None or is_this_machine:
         return ()
     return tuple(_for_all(gpus, len(setup.devices)) for gpus in common_cards())
+
+
+def _has_mps() -> bool:
+    """Whether this is a machine whose GPU torch uses by the name of MPS."""
+    return (platform.system(), platform.machine()) == ("Darwin", "arm64")
 
 
 def _for_all(gpus: GpuSet, num_devices: int) -> GpuSet:

@@ -43,6 +43,7 @@ class ClientEstimate:
     inference_rps: float
     is_assumed_rps: bool
     """Whether inference_rps is what Petals' clients assume of servers that announce none."""
+    fewest_hops: int
     steps_per_s: float
 
 
@@ -111,10 +112,15 @@ class Estimate:
 
     @property
     def free_bytes(self) -> int | None:
-        """What stays of the GPUs' memory, negative if it is too little; None: not known."""
+        """What stays of the GPUs' memory, negative if it is too little; None: not known.
+
+        Of the memory that is free now, where that is known.
+        """
         if self.gpus is None:
             return None
-        return self.gpus.memory_bytes - self.total_bytes - self.cuda_context_bytes
+        free = self.gpus.free_bytes
+        memory = self.gpus.memory_bytes if free is None else min(free, self.gpus.memory_bytes)
+        return memory - self.total_bytes - self.cuda_context_bytes
 
     @property
     def smallest_card_bytes(self) -> int | None:
@@ -144,15 +150,14 @@ class Estimate:
 def estimate(
     config: ServerConfig, machine: Machine, *, compute: ComputeSpeed, network: Network
 ) -> tuple[Estimate, ...]:
-    """One estimate for each size of GPU. Raises ConfigError if a single one holds no block."""
+    """One estimate for each size of GPU. Raises ConfigError if none holds a block."""
     sets: tuple[GpuSet | None, ...] = machine.gpu_sets or (None,)
     estimates = tuple(_estimate(config, machine.setup, gpus, compute, network) for gpus in sets)
-    if len(estimates) == 1 and estimates[0].num_blocks == 0:
-        only = estimates[0]
+    if not any(one.num_blocks for one in estimates):
         raise ConfigError(
             "--gpu-memory",
             f"{TOO_LITTLE_MEMORY}: {config.model.name} in this format takes "
-            f"{only.costs.memory_for(1) / 2**30:.2f} GiB for one",
+            f"{estimates[0].costs.memory_for(1) / GIB:.2f} GiB for one",
         )
     return estimates
 
@@ -243,6 +248,7 @@ def _client(config: ServerConfig, compute: ComputeSpeed, num_blocks: int) -> Cli
     rps = compute.inference_rps or DEFAULT_INFERENCE_RPS
     return ClientEstimate(
         hops=hops,
+        fewest_hops=servers_for(layers, num_blocks),
         rtt_s=config.rtt_s,
         inference_rps=rps,
         is_assumed_rps=compute.inference_rps is None,

@@ -29,6 +29,22 @@ class Answer:
     command: str | None
 
 
+PUBLIC_SWARM_NOTE = (
+    "As it stands, it joins Petals' public swarm; --initial-peers or --new-swarm change that."
+)
+
+
+def joins_public_swarm(command: str) -> bool:
+    """Whether a run_server command names no swarm, which means the public one to Petals."""
+    return "--initial_peers" not in command and "--new_swarm" not in command
+
+
+def common_warnings(answers: Sequence[Answer]) -> list[str]:
+    """What is to be said of all of them."""
+    others = answers[1:]
+    return [text for text in answers[0].warnings if all(text in one.warnings for one in others)]
+
+
 def to_record(answer: Answer) -> dict[str, Any]:
     """One estimate as plain data. Sizes in bytes, rates in tokens/s; null: not known."""
     estimate = answer.estimate
@@ -140,10 +156,14 @@ def to_markdown(answers: Sequence[Answer]) -> str:
     else:
         sections = sections_of(answers[0].estimate)
     parts = [markdown_of_sections(sections)]
-    if len(answers) == 1:
-        parts += [f"- {warning}" for warning in answers[0].warnings]
-        if answers[0].command:
-            parts.append(f"```console\n$ {answers[0].command}\n```")
+    warnings = common_warnings(answers)
+    if warnings:
+        parts.append("\n".join(f"- {warning}" for warning in warnings))
+    command = answers[0].command
+    if len(answers) == 1 and command:
+        parts.append(f"```console\n$ {command}\n```")
+        if joins_public_swarm(command):
+            parts.append(PUBLIC_SWARM_NOTE)
     return "\n\n".join(parts)
 
 
@@ -154,7 +174,7 @@ def markdown_of_sections(sections: Sequence[Section]) -> str:
 
 def _markdown_table(section: Section) -> str:
     lines = [
-        f"## {section.title}",
+        f"## {_escape(section.title)}",
         "",
         "| " + " | ".join(_escape(header) for header in section.headers) + " |",
         "| :--- |" + (" :--- |" if section.is_list else " ---: |") * (len(section.headers) - 1),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flexbench.core.environment import visible_gpus
 from flexbench.core.errors import ConfigError
 from flexbench.core.units import format_bytes, parse_bytes
 from flexbench.server_config.budget import GIB, MAX_UNEVENNESS
@@ -14,16 +13,25 @@ from flexbench.server_config.budget import GIB, MAX_UNEVENNESS
 # From RTX 3050 to B200: what is sold, or was until recently.
 COMMON_CARD_GIB = (8, 10, 11, 12, 16, 20, 24, 32, 40, 48, 64, 80, 96, 141, 192)
 _MAX_SWEEP = 1000
-_DETECTION_TIMEOUT_S = 10
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """One GPU. `free_bytes` and `name` are known only of one that is in this machine."""
+    """One GPU. All but `memory_bytes` is known only of one that is in this machine.
+
+    `device` is torch's name of it, 'cuda:0'. Without `is_known` its memory cannot be read, and no
+    GpuSet takes it.
+    """
 
     memory_bytes: int
     free_bytes: int | None = None
     name: str | None = None
+    device: str | None = None
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the driver tells how much memory it has: `memory_bytes` is 0 otherwise."""
+        return self.memory_bytes > 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +43,15 @@ class GpuSet:
 
     gpus: tuple[Gpu, ...]
     source: str
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for a GPU whose memory cannot be read."""
+        for gpu in self.gpus:
+            if not gpu.is_known:
+                raise ConfigError(
+                    "--gpu-memory",
+                    f"the memory of {gpu.device} cannot be read (MIG?); please give it",
+                )
 
     @property
     def memory_bytes(self) -> int:
@@ -107,34 +124,42 @@ def common_cards() -> tuple[GpuSet, ...]:
     )
 
 
-def detect_gpus() -> tuple[Gpu, ...]:
-    """NVIDIA GPUs of this machine by the driver's own tool: torch takes seconds to import.
+@dataclass(frozen=True, kw_only=True)
+class Detection:
+    """The GPUs that torch would see here, the n-th as cuda:n.
+
+    `problem` says why there are none although there may be some. `is_order_uncertain`: they differ,
+    and torch may number them in another order, unless CUDA_DEVICE_ORDER is PCI_BUS_ID.
+    """
+
+    gpus: tuple[Gpu, ...] = ()
+    problem: str | None = None
+    is_order_uncertain: bool = False
+
+
+def detect() -> Detection:
+    """Ask the driver's own tool, within some seconds.
 
     torch reports a little less memory than the driver, which keeps some for itself.
     """
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return ()
-    query = "--query-gpu=name,memory.total,memory.free"
-    try:
-        answer = subprocess.run(  # noqa: S603 - the driver's tool, with constants
-            [tool, query, "--format=csv,noheader,nounits"],
-            capture_output=True,
-            text=True,
-            timeout=_DETECTION_TIMEOUT_S,
-            check=True,
+    listing = visible_gpus()
+    gpus = tuple(
+        Gpu(
+            memory_bytes=gpu.memory_bytes or 0,
+            free_bytes=gpu.free_bytes,
+            name=gpu.name,
+            device=f"cuda:{number}",
         )
-    except (OSError, subprocess.SubprocessError):
-        return ()
-    return tuple(gpu for line in answer.stdout.splitlines() if (gpu := _parse_line(line)))
+        for number, gpu in enumerate(listing.gpus)
+    )
+    return Detection(
+        gpus=gpus, problem=listing.problem, is_order_uncertain=listing.is_order_uncertain
+    )
 
 
-def _parse_line(line: str) -> Gpu | None:
-    parts = line.rsplit(",", 2)
-    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts[1:]):
-        return None
-    name, total, free = (part.strip() for part in parts)
-    return Gpu(memory_bytes=int(total) * 2**20, free_bytes=int(free) * 2**20, name=name)
+def detect_gpus() -> tuple[Gpu, ...]:
+    """Only the GPUs of `detect`."""
+    return detect().gpus
 
 
 def describe_gpus(gpus: GpuSet) -> str:

@@ -84,7 +84,7 @@ def run_live(
     entrance = for_run_server(entrance)
     answer = Answer(
         estimate=first,
-        warnings=warnings_for(config, first),
+        warnings=warnings_for(config, machine, first),
         command=run_server_command(config, first, entrance),
     )
     show(Finding(name="configuration", record=to_record(answer), answer=answer))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -14,7 +16,7 @@ from flexbench.core.progress import Progress
 from flexbench.core.results import utc_now
 from flexbench.models.families import DecoderSpec
 from flexbench.petals_runtime.crew import open_crew
-from flexbench.server_config.bandwidth import find_speed_tests, measure_network
+from flexbench.server_config.bandwidth import find_speed_tests, is_measured, measure_network
 from flexbench.server_config.compute import (
     FORWARD,
     INFERENCE,
@@ -27,7 +29,7 @@ from flexbench.server_config.compute import (
     uses_petals,
 )
 from flexbench.server_config.setup import ComputeSetup
-from flexbench.server_config.speed_cache import CachedSpeed, SpeedCache, device_name
+from flexbench.server_config.speed_cache import SpeedCache, device_name
 from flexbench.server_config.speeds import ComputeSpeed, Network
 
 # What Petals gives its own speed test.
@@ -38,14 +40,14 @@ _MAX_NETWORK_TIMEOUT_S = 60.0
 class Measurement:
     """Speeds that were measured on this machine, now or earlier.
 
-    `is_cached` and `measured_at` (UTC, ISO 8601) are about computing; the network may have been
-    given, or measured at another time.
+    `is_cached` and `measured_at` (UTC, ISO 8601; None: not at all) are about computing; the network
+    may have been given, or measured at another time, which its source tells.
     """
 
     compute: ComputeSpeed
     network: Network
     is_cached: bool
-    measured_at: str
+    measured_at: str | None
 
 
 def measure(
@@ -57,52 +59,57 @@ def measure(
     timeout_s: float,
     progress: Progress,
     log_folder: Path | None = None,
+    needs_compute: bool = True,
 ) -> Measurement:
     """Measure a block of `spec`, and the network unless it is given, or take what is known.
 
-    With `force` both are measured again. `timeout_s` is for computing, and at most for the network.
-    Raises ConfigError or MissingDependencyError for what cannot be measured here, WorkerError and
-    DeadlineError for what went wrong, and Interrupted.
+    With `force` both are measured again. Without `needs_compute` only the network is, and `compute`
+    has no rates. `timeout_s` is for computing, and at most for the network. Raises ConfigError or
+    MissingDependencyError for what cannot be measured here, WorkerError and DeadlineError for what
+    went wrong, and Interrupted.
     """
     cache = SpeedCache()
-    name = device_name(setup)
-    known = cache.lookup(spec, setup, name)
-    keep = partial(_store, cache, spec, setup, name, progress=progress)
-    speed = known
-    if speed is None or force:
-        compute = _measure_compute(
-            spec, setup, name, timeout_s=timeout_s, progress=progress, log_folder=log_folder
-        )
-        speed = CachedSpeed(
-            compute=compute, measured_at=utc_now(), network=known.network if known else None
-        )
-        keep(speed)  # now: somebody may end the speed test, which comes next
-    used_network = network
-    if used_network is None and not force:
-        used_network = speed.network
-    if used_network is None:
-        used_network = _measure_network(timeout_s, progress)
-        if find_speed_tests():  # else the next run looks again: that takes no time
-            keep(replace(speed, network=used_network))
+    compute, is_cached, measured_at = ComputeSpeed(), False, None
+    if needs_compute:
+        name = device_name(setup)
+        known = None if force else cache.lookup(spec, setup, name)
+        is_cached = known is not None
+        if known is not None:
+            compute, measured_at = known.compute, known.measured_at
+        else:
+            compute = _measure_compute(
+                spec, setup, name, timeout_s=timeout_s, progress=progress, log_folder=log_folder
+            )
+            measured_at = utc_now()
+            # Kept now: somebody may end the speed test, which comes next.
+            store = partial(cache.store, spec, setup, name, compute, measured_at=measured_at)
+            _keep(store, progress)
+    if network is None:
+        network = _known_network(cache, force=force, timeout_s=timeout_s, progress=progress)
     return Measurement(
-        compute=speed.compute,
-        network=used_network,
-        is_cached=speed is known,
-        measured_at=speed.measured_at,
+        compute=compute, network=network, is_cached=is_cached, measured_at=measured_at
     )
 
 
-def _store(
-    cache: SpeedCache,
-    spec: DecoderSpec,
-    setup: ComputeSetup,
-    name: str,
-    speed: CachedSpeed,
-    *,
-    progress: Progress,
-) -> None:
+def _known_network(
+    cache: SpeedCache, *, force: bool, timeout_s: float, progress: Progress
+) -> Network:
+    """What was measured some days ago, or now. What had to be assumed is not kept."""
+    known = None if force else cache.lookup_network()
+    if known is not None and known.is_recent:
+        return known.network
+    network = _measure_network(timeout_s, progress)
+    if is_measured(network):
+        measured_at = utc_now()
+        day = measured_at.partition("T")[0]
+        network = replace(network, source=f"{network.source}, {day}")
+        _keep(partial(cache.store_network, network, measured_at=measured_at), progress)
+    return network
+
+
+def _keep(store: Callable[[], None], progress: Progress) -> None:
     try:
-        cache.store(spec, setup, name, speed)
+        store()
     except FlexbenchError as error:
         progress.note(f"Note: {error.message}")  # what was measured is worth as much without
 
@@ -123,7 +130,7 @@ def _measure_compute(
             "which has as many parameters."
         )
     rates: dict[str, Rate] = {}
-    with open_crew(log_folder) as crew:
+    with _told_if_lost(rates), open_crew(log_folder) as crew:
         with progress.phase("Starting a process to measure in", total=1) as phase:
             expires_at = time.monotonic() + timeout_s
             crew.start("measurement", measure_compute, spec, setup, uses_petals(spec))
@@ -143,6 +150,20 @@ def _measure_compute(
         inference_rps=rates[INFERENCE.kind].value,
         source=f"measured {minute} on {name}, {rates[FORWARD.kind].block}{stands_for}",
     )
+
+
+@contextmanager
+def _told_if_lost(rates: Mapping[str, Rate]) -> Iterator[None]:
+    """Add what was measured already to an error: one rate alone is not kept."""
+    try:
+        yield
+    except FlexbenchError as error:
+        for rate in rates.values():
+            error.add_details(
+                f"Measured before that, and not kept: {rate.kind} with {rate.value:.6g} tokens/s; "
+                f"--{rate.kind}-rps {rate.value:.6g} gives it without a measurement"
+            )
+        raise
 
 
 def _deadline(waited_for: str, expires_at: float, timeout_s: float) -> Deadline:

@@ -104,8 +104,8 @@ GpuMemory = Annotated[
 Device = Annotated[
     str,
     typer.Option(
-        metavar="auto|cpu|cuda|cuda:N|mps",
-        help="Where the server computes. auto: on the GPU.",
+        metavar="DEVICE",
+        help="Where the server computes: auto, cpu, cuda, cuda:N, mps. auto: on the GPU.",
         rich_help_panel=_SERVER,
     ),
 ]
@@ -120,18 +120,19 @@ TensorParallelDevices = Annotated[
 TorchDtype = Annotated[
     str,
     typer.Option(
-        metavar="|".join(("auto", *DTYPE_BYTES)),
+        metavar="DTYPE",
         autocompletion=lambda: ["auto", *DTYPE_BYTES],
-        help="Type of weights and cache. auto: the model's, and bfloat16 for float32.",
+        help="Type of weights and cache: auto, float32, float16, bfloat16. auto: the model's, "
+        "and bfloat16 for float32.",
         rich_help_panel=_SERVER,
     ),
 ]
 QuantType = Annotated[
     str | None,
     typer.Option(
-        metavar="|".join(QUANT_TYPES),
+        metavar="QUANT",
         autocompletion=lambda: list(QUANT_TYPES),
-        help="Quantization of weights. Default: nf4 on CUDA, none elsewhere.",
+        help="Quantization of weights: none, int8, nf4. Default: nf4 on CUDA, none elsewhere.",
         rich_help_panel=_SERVER,
     ),
 ]
@@ -158,7 +159,7 @@ Adapters = Annotated[
     list[str] | None,
     typer.Option(
         metavar="FOLDER",
-        help="A LoRA adapter to load; repeat it for several.",
+        help="A LoRA adapter, whose size is read; repeat the option for several.",
         rich_help_panel=_SERVER,
     ),
 ]

@@ -5,6 +5,7 @@ Source: petals/server/block_selection.py.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 
@@ -31,10 +32,31 @@ def swarm_throughput(
 
     It is the throughput of the block that is served least; 0 while a block has no server.
     """
+    least = _fewest_servers_of_a_block(num_hidden_layers, num_blocks, num_servers)
+    return least * server_tokens_per_s
+
+
+@functools.lru_cache(maxsize=1024)
+def _fewest_servers_of_a_block(num_hidden_layers: int, num_blocks: int, num_servers: int) -> int:
     # Counted in whole servers: rounding would otherwise decide between equal windows.
     servers = [0] * num_hidden_layers
-    for _ in range(num_servers):
+    # A choice depends on differences alone, so what has come about once comes about again.
+    seen: dict[tuple[int, ...], int] = {}
+    minima: list[int] = []
+    for joined in range(num_servers + 1):
+        least = min(servers)
+        shape = tuple(count - least for count in servers)
+        if shape in seen:
+            return _continue(minima, seen[shape], joined, least, num_servers)
+        seen[shape] = joined
+        minima.append(least)
         start = best_start(servers, num_blocks)
         for block in range(start, start + num_blocks):
             servers[block] += 1
-    return min(servers) * server_tokens_per_s
+    return minima[num_servers]
+
+
+def _continue(minima: list[int], begin: int, end: int, at_end: int, num_servers: int) -> int:
+    """The minimum after `num_servers` servers, when those from `begin` to `end` repeat."""
+    rounds, rest = divmod(num_servers - begin, end - begin)
+    return minima[begin + rest] + rounds * (at_end - minima[begin])

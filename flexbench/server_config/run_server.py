@@ -75,10 +75,11 @@ def run_server_arguments(
         arguments += ["--num_blocks", str(estimate.num_blocks)]
     arguments += ["--torch_dtype", setup.torch_dtype, "--quant_type", setup.quant_type]
     arguments += ["--attn_cache_tokens", str(estimate.attn_cache_tokens)]
-    if len(setup.devices) > 1:
-        arguments += ["--device", setup.devices[0]]
-        arguments += ["--tensor_parallel_devices", *setup.devices]
-    elif config.device != "auto" or setup.device_type == "cpu":
+    if len(setup.devices) > 1 or config.tensor_parallel_devices:
+        # The device that has inputs and outputs; it need not be one of the others.
+        first = config.device if ":" in config.device else setup.devices[0]
+        arguments += ["--device", first, "--tensor_parallel_devices", *setup.devices]
+    elif config.device != "auto" or setup.device_type != "cuda":
         arguments += ["--device", setup.devices[0]]
     if config.adapters:
         arguments += ["--adapters", *config.adapters]
@@ -115,8 +116,10 @@ def run_server_command(
 ) -> str | None:
     """The whole command as it is typed into a shell; None if there is no such server.
 
-    Petals serves no OPT models, and none of less than one block.
+    Petals serves no OPT models, none of less than one block, and none from a file alone.
     """
-    if config.model.family == "opt" or not estimate.num_blocks:
+    path = local_path(config.model.name)
+    is_file = path is not None and path.is_file()
+    if config.model.family == "opt" or is_file or not estimate.num_blocks:
         return None
     return shlex.join([*run_server_program(), *run_server_arguments(config, estimate, entrance)])

@@ -57,7 +57,10 @@ def _server(estimate: Estimate) -> Section:
         fitting = estimate.blocks_by_quant_type.items()
         rows.append(("Blocks that fit", ", ".join(f"{name}: {count}" for name, count in fitting)))
     rows.append(
-        ("To download", f"{format_bytes(estimate.download_bytes)} of weights for these blocks")
+        (
+            "To download",
+            f"about {format_bytes(estimate.download_bytes)} of weights for these blocks",
+        )
     )
     return Section(title=title_of(estimate), headers=("Server", ""), rows=tuple(rows), is_list=True)
 
@@ -85,7 +88,9 @@ def _memory(estimate: Estimate) -> Section:
         context = format_bytes(estimate.cuda_context_bytes)
         rows.append(("CUDA context, assumed", "", "", context))
     if estimate.gpus is not None and estimate.free_bytes is not None:
-        rows.append(("Stays free", "", "", format_bytes(estimate.free_bytes)))
+        now = " of what is free now" if estimate.gpus.free_bytes is not None else ""
+        name = "Stays free" if estimate.free_bytes >= 0 else "Is missing"
+        rows.append((f"{name}{now}", "", "", format_bytes(abs(estimate.free_bytes))))
         rows.append(("GPU memory", "", "", format_bytes(estimate.gpus.memory_bytes)))
     elif estimate.smallest_card_bytes is not None:
         rows.append(("Smallest common card", "", "", format_bytes(estimate.smallest_card_bytes)))
@@ -97,7 +102,8 @@ def _memory(estimate: Estimate) -> Section:
         note=(
             f"Will announce room for {estimate.announced_cache_tokens} cache tokens (keys and "
             "values of every block count apart): "
-            f"{estimate.attn_cache_tokens / longest:.3g} sessions of {longest} tokens."
+            f"{estimate.attn_cache_tokens / longest:.3g} sessions of {longest} tokens through all "
+            "blocks."
         ),
     )
 
@@ -114,24 +120,26 @@ def _speed(estimate: Estimate) -> Section:
         f"{format_bit_rate(network.upload_bits_per_s)} up"
     )
     at_most = "at most " if throughput.is_upper_bound else ""
+    limit = f"limited by {throughput.limited_by}"
+    if throughput.is_upper_bound:
+        limit = "by its network alone"
     rtt = "unknown" if client.rtt_s is None else format_seconds(client.rtt_s)
-    assumed = ", assumed" if client.is_assumed_rps else ""
     rows = (
         ("Forward, 1024 tokens, one block", _rate(compute.forward_rps)),
         ("Inference, one token, one block", _rate(compute.inference_rps)),
         (f"Network: {bandwidth}{' (relay: a fifth counts)' if estimate.relay else ''}",
          _rate(estimate.network_rps)),
         (
-            f"Announced, limited by {throughput.limited_by}",
+            f"Announced, {limit}",
             at_most + _rate(throughput.tokens_per_s),
         ),
         (
-            f"Swarm of {swarm.num_servers} such servers ({swarm.fewest_servers} hold the model)",
+            f"Swarm of {swarm.num_servers} such {_plural('server', swarm.num_servers)} "
+            f"({swarm.fewest_servers} hold the model)",
             at_most + _rate(swarm.tokens_per_s),
         ),
         (
-            f"One client, {client.hops} hops, round trip {rtt}, "
-            f"{client.inference_rps:.4g} tokens/s a block{assumed}",
+            f"One client, {client.hops} {_plural('hop', client.hops)}, round trip {rtt}",
             f"{client.steps_per_s:.3g} steps/s",
         ),
     )  # fmt: skip
@@ -142,23 +150,28 @@ def _speed_note(estimate: Estimate) -> str:
     sources = [f"Network: {estimate.network.source}."]
     if estimate.compute.source:
         sources.append(f"Computing: {estimate.compute.source}.")
+    if estimate.client is not None and estimate.client.is_assumed_rps:
+        sources.append("The client's speed assumes 300 tokens/s a block, as Petals' clients do.")
+    if estimate.client is not None and estimate.client.rtt_s is None:
+        sources.append("An unknown round trip counts as 0.15 s one way (--rtt).")
     if estimate.compute.forward_rps is None and estimate.sufficient_forward_rps is not None:
         sources.append(
             "Computing was not measured (--measure, --forward-rps): from "
             f"{_rate(estimate.sufficient_forward_rps)} a block on, the network is the limit."
         )
-    return " ".join(sources)
+    return "\n".join(sources)
 
 
 def _simpler(estimate: Estimate) -> Section:
     seed = estimate.seed
     blocks = "not known" if seed.num_blocks is None else str(seed.num_blocks)
+    at_most = "at most " if estimate.compute.forward_rps is None else ""
     return Section(
         title="The simpler formula",
-        headers=("The simpler formula, for comparison", ""),
+        headers=("The simpler formula in descriptions of Petals", ""),
         rows=(
             ("Blocks: (0.9 x memory - cache of all layers) / block", blocks),
-            ("Throughput: min(computing, network)", _rate(seed.tokens_per_s)),
+            ("Throughput: min(computing, network)", at_most + _rate(seed.tokens_per_s)),
         ),
     )
 
@@ -166,12 +179,16 @@ def _simpler(estimate: Estimate) -> Section:
 def sweep_section(estimates: Sequence[Estimate]) -> Section:
     """Several sizes of GPU, one line each."""
     first = estimates[0]
+    layers = first.model.num_hidden_layers
+    asked_for = _asked_for(estimates)
+    question = f"how many of {layers} blocks fit"
+    if asked_for is not None:
+        question = f"{asked_for} of {layers} blocks"
     return Section(
-        title=f"{first.model.name}, {first.setup.torch_dtype}, quantization "
-        f"{first.setup.quant_type}: blocks of {first.model.num_hidden_layers}",
+        title=f"{first.model.name}, {', '.join(first.setup.formats)}: {question}",
         headers=(
             "GPU",
-            *(f"blocks\n{quant_type}" for quant_type in reversed(QUANT_TYPES)),
+            *(f"fit as\n{quant_type}" for quant_type in reversed(QUANT_TYPES)),
             "free\nGiB",
             "servers\nneeded",
             "\ntokens/s",
@@ -181,6 +198,13 @@ def sweep_section(estimates: Sequence[Estimate]) -> Section:
         rows=tuple(_sweep_row(estimate) for estimate in estimates),
         note=_sweep_note(estimates),
     )
+
+
+def _asked_for(estimates: Sequence[Estimate]) -> int | None:
+    """The number of blocks that all are for; None if each has what fits."""
+    if all(one.num_blocks == one.max_num_blocks for one in estimates):
+        return None
+    return max(one.num_blocks for one in estimates)
 
 
 def _sweep_row(estimate: Estimate) -> tuple[str, ...]:
@@ -193,7 +217,8 @@ def _sweep_row(estimate: Estimate) -> tuple[str, ...]:
         return (*row, "-", "-", "-", "-", str(estimate.seed.num_blocks))
     return (
         *row,
-        "-" if free is None else f"{free / GIB:.1f}",
+        # No "-0.0".
+        "-" if free is None else f"{round(free / GIB, 1) + 0.0:.1f}",
         str(swarm.fewest_servers),
         _number(throughput.tokens_per_s),
         f"{client.steps_per_s:.3g}",
@@ -203,14 +228,21 @@ def _sweep_row(estimate: Estimate) -> tuple[str, ...]:
 
 def _sweep_note(estimates: Sequence[Estimate]) -> str:
     first = estimates[0]
-    network = first.network
+    network, asked_for = first.network, _asked_for(estimates)
     notes = []
     if first.gpus is not None and first.gpus.source == "common card size":
         notes.append("No GPU here and no --gpu-memory: these are the sizes of common cards.")
     notes.append(
-        f"All but the numbers of blocks is for {first.setup.quant_type}; the cache is for "
+        "Blocks that fit as nf4, int8 or not quantized; all else is for "
+        f"{'these' if asked_for is None else asked_for} blocks as {first.setup.quant_type}. Cache: "
         f"{first.attn_cache_tokens} tokens."
     )
+    if any(one.free_bytes is not None and one.free_bytes < 0 for one in estimates):
+        notes.append(
+            "A 'free' below 0 is missing for the CUDA context, which Petals does not count."
+        )
+    if first.gpus is not None and first.gpus.source != "detected":
+        notes.append("Real cards show up to 3 % less memory than their names say.")
     notes.append(
         f"Network: {format_bit_rate(network.download_bits_per_s)} down, "
         f"{format_bit_rate(network.upload_bits_per_s)} up, {network.source}."
@@ -224,6 +256,10 @@ def _sweep_note(estimates: Sequence[Estimate]) -> str:
 
 def _rate(tokens_per_s: float | None) -> str:
     return "not known" if tokens_per_s is None else f"{_number(tokens_per_s)} tokens/s"
+
+
+def _plural(word: str, count: int) -> str:
+    return word if count == 1 else f"{word}s"
 
 
 def _number(value: float) -> str:

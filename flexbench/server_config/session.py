@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ from flexbench.core.errors import ConfigError
 from flexbench.core.results import ResultsFile
 from flexbench.server_config.arguments import Request
 from flexbench.server_config.caveats import warnings_for
-from flexbench.server_config.config import Machine, resolve_machine
+from flexbench.server_config.config import Machine, ServerConfig, resolve_machine
 from flexbench.server_config.estimate import Estimate, estimate
 from flexbench.server_config.formats import Answer
 from flexbench.server_config.printing import FindingPrinter, print_answers
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
 
 def answer(request: Request, progress: Progress) -> list[Answer]:
     """Estimate all that is asked for; measures first if that is asked for, too."""
-    _, estimates = estimates_of(request, progress)
+    machine, estimates = estimates_of(request, progress)
     return [
         Answer(
             estimate=one,
-            warnings=warnings_for(request.config, one),
+            warnings=warnings_for(request.config, machine, one),
             command=run_server_command(request.config, one, request.entrance),
         )
         for one in estimates
@@ -53,24 +54,40 @@ def _speeds(request: Request, machine: Machine, progress: Progress) -> tuple[Com
             config.model,
             machine.setup,
             network=config.network,
+            needs_compute=None in (config.forward_rps, config.inference_rps),
             force=request.force,
             timeout_s=request.measure_timeout_s,
             progress=progress,
             log_folder=request.log_folder,
         )
         measured, network = measurement.compute, measurement.network
+        if measurement.is_cached:
+            note = f"{measured.source}; --force measures again"
+            measured = replace(measured, source=note)
     elif _is_here(machine):
         measured, network_before = _measured_before(request, machine)
         network = config.network or network_before or network
-    given = (config.forward_rps, config.inference_rps)
-    if given == (None, None):
-        return measured, network
-    sources = ["given", measured.source] if None in given else ["given"]
+    return _with_given(config, measured), network
+
+
+def _with_given(config: ServerConfig, measured: ComputeSpeed) -> ComputeSpeed:
+    """What the person says, in place of what was measured."""
+    given = {
+        name: value
+        for name, value in (
+            ("forward", config.forward_rps),
+            ("inference", config.inference_rps),
+        )
+        if value is not None
+    }
+    sources = [f"{' and '.join(given)} given"] if given else []
+    if measured.source and len(given) < 2:
+        sources.append(measured.source)
     return ComputeSpeed(
-        forward_rps=config.forward_rps or measured.forward_rps,
-        inference_rps=config.inference_rps or measured.inference_rps,
-        source=", ".join(source for source in sources if source),
-    ), network
+        forward_rps=given.get("forward", measured.forward_rps),
+        inference_rps=given.get("inference", measured.inference_rps),
+        source="; ".join(sources) or None,
+    )
 
 
 def _is_here(machine: Machine) -> bool:
@@ -84,8 +101,13 @@ def _measured_before(request: Request, machine: Machine) -> tuple[ComputeSpeed, 
     from flexbench.server_config.speed_cache import SpeedCache, device_name
 
     name = device_name(machine.setup)
-    cached = SpeedCache().lookup(request.config.model, machine.setup, name)
-    return (ComputeSpeed(), None) if cached is None else (cached.compute, cached.network)
+    cache = SpeedCache()
+    speed = cache.lookup(request.config.model, machine.setup, name)
+    network = cache.lookup_network()
+    return (
+        ComputeSpeed() if speed is None else speed.compute,
+        None if network is None else network.network,
+    )
 
 
 def run(request: Request) -> None:

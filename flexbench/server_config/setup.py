@@ -17,6 +17,11 @@ class ComputeSetup:
     quant_type: str
 
     @property
+    def formats(self) -> tuple[str, str]:
+        """Type and quantization."""
+        return self.torch_dtype, self.quant_type
+
+    @property
     def device_type(self) -> str:
         """'cuda', 'cpu' or 'mps'."""
         return self.devices[0].partition(":")[0]

@@ -8,26 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
+import platform
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from flexbench.core.environment import cpu_model, describe_machine, num_cpus
+from flexbench.core.environment import cpu_model, num_cpus, visible_gpus
 from flexbench.core.errors import FlexbenchError
 from flexbench.core.results import LOCK_TIMEOUT_S
 from flexbench.models.families import DecoderSpec
+from flexbench.server_config.bandwidth import is_measured
 from flexbench.server_config.compute import OWN_BLOCK, OWN_BLOCK_VERSION, uses_petals
 from flexbench.server_config.setup import ComputeSetup
 from flexbench.server_config.speeds import ComputeSpeed, Network
 
-_SCHEMA_VERSION = 1
+_SCHEMA_VERSION = 2
+_NETWORK_MAX_AGE = timedelta(days=7)
+_MAX_RATE = 1e18
 # Of a configuration's values, those that decide what a block computes, beside its sizes.
 _DECISIVE_VALUES = (
     "activation_function",
@@ -49,14 +53,29 @@ _DECISIVE_VALUES = (
 
 @dataclass(frozen=True, kw_only=True)
 class CachedSpeed:
-    """What was measured at `measured_at` (UTC, ISO 8601).
+    """How fast a block computes, measured at `measured_at` (UTC, ISO 8601).
 
-    `compute` has both its rates; `network` is None where no network was measured with it.
+    `compute` has both its rates; `network` is what was last measured on this machine, at a time of
+    its own, or None.
     """
 
     compute: ComputeSpeed
     measured_at: str
     network: Network | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedNetwork:
+    """The network of this machine as it was measured at `measured_at` (UTC, ISO 8601)."""
+
+    network: Network
+    measured_at: str
+
+    @property
+    def is_recent(self) -> bool:
+        """Whether it is good enough to spare a measurement."""
+        age = datetime.now(UTC) - datetime.fromisoformat(self.measured_at)
+        return timedelta(0) <= age <= _NETWORK_MAX_AGE
 
 
 def device_name(setup: ComputeSetup) -> str:
@@ -65,19 +84,10 @@ def device_name(setup: ComputeSetup) -> str:
         return f"CPU ({cpu_model()}, {num_cpus()} cores)"
     if setup.device_type == "mps":
         return "MPS"
-    gpus = [gpu["name"] for gpu in describe_machine()["gpus"]]
-    names = [_gpu_name(gpus, device) for device in setup.devices]
+    gpus = [gpu.name or "GPU" for gpu in visible_gpus().gpus]
+    numbers = [int(device.partition(":")[2] or 0) for device in setup.devices]
+    names = [gpus[number] if number < len(gpus) else "GPU" for number in numbers]
     return " + ".join(dict.fromkeys(names))
-
-
-def _gpu_name(gpus: list[str], device: str) -> str:
-    number = int(device.partition(":")[2] or 0)
-    # torch counts only the GPUs that this variable names.
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
-    if all(part.strip().isdigit() for part in visible):
-        numbers = [int(part) for part in visible]
-        number = numbers[number] if number < len(numbers) else len(gpus)
-    return gpus[number] if number < len(gpus) else "GPU"
 
 
 class SpeedCache:
@@ -94,32 +104,57 @@ class SpeedCache:
 
         A file that is missing or cannot be understood holds nothing.
         """
-        return _parse(self._read().get(_key(_subject(spec, setup, device_name))))
+        content = self._read()
+        network = _parse_network(content["networks"].get(_machine()))
+        entry = content["speeds"].get(_key(_subject(spec, setup, device_name)))
+        return _parse_speed(entry, network.network if network else None)
+
+    def lookup_network(self) -> CachedNetwork | None:
+        """What was last measured on this machine, however long ago, if anything."""
+        return _parse_network(self._read()["networks"].get(_machine()))
 
     def store(
-        self, spec: DecoderSpec, setup: ComputeSetup, device_name: str, speed: CachedSpeed
+        self,
+        spec: DecoderSpec,
+        setup: ComputeSetup,
+        device_name: str,
+        compute: ComputeSpeed,
+        *,
+        measured_at: str,
     ) -> None:
-        """Keep `speed` instead of what was stored for the same. Raises FlexbenchError."""
+        """Keep `compute` instead of what was stored for the same. Raises FlexbenchError."""
         subject = _subject(spec, setup, device_name)
+        entry = {**subject, "compute": asdict(compute), "measured_at": measured_at}
+        self._add("speeds", _key(subject), entry)
+
+    def store_network(self, network: Network, *, measured_at: str) -> None:
+        """Keep `network` as that of this machine: only a measured one. Raises FlexbenchError."""
+        assert is_measured(network), network.source
+        self._add("networks", _machine(), {**asdict(network), "measured_at": measured_at})
+
+    def _add(self, part: str, key: str, entry: Mapping[str, Any]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with _locked(self.path.with_suffix(".lock")):
-                speeds = {**self._read(), _key(subject): {**subject, "speed": asdict(speed)}}
-                _replace(self.path, {"schema_version": _SCHEMA_VERSION, "speeds": speeds})
+                content = self._read()
+                content[part][key] = entry
+                _replace(self.path, {"schema_version": _SCHEMA_VERSION, **content})
         except OSError as error:
             raise FlexbenchError(
                 f"{self.path}: what was measured could not be kept: {error.strerror or error}"
             ) from error
 
-    def _read(self) -> dict[str, Any]:
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """Entries by their keys, of 'speeds' and of 'networks'."""
+        empty: dict[str, dict[str, Any]] = {"speeds": {}, "networks": {}}
         try:
             content = json.loads(self.path.read_bytes())
         except (OSError, ValueError, RecursionError):
-            return {}
+            return empty
         if not isinstance(content, dict) or content.get("schema_version") != _SCHEMA_VERSION:
-            return {}
-        speeds = content.get("speeds")
-        return speeds if isinstance(speeds, dict) else {}
+            return empty
+        found = {part: content.get(part) for part in empty}
+        return {part: value if isinstance(value, dict) else {} for part, value in found.items()}
 
 
 def _default_path() -> Path:
@@ -146,10 +181,22 @@ def _subject(spec: DecoderSpec, setup: ComputeSetup, device_name: str) -> dict[s
         },
         "device": device_name,
         "num_devices": len(setup.devices),
+        "num_threads": _num_threads() if setup.device_type == "cpu" else None,
         "dtype": setup.torch_dtype,
         "quant_type": setup.quant_type,
         "versions": _versions(spec, setup),
     }
+
+
+def _num_threads() -> int:
+    """How many torch computes with in a new process: by its variable, or one a core."""
+    asked = re.match(r"\s*(\d{1,4})\b", os.environ.get("OMP_NUM_THREADS", ""), re.ASCII)
+    return (int(asked[1]) if asked else 0) or num_cpus()
+
+
+def _machine() -> str:
+    """Tells machines apart that share a home folder; a host's name is nobody's business."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()
 
 
 def _versions(spec: DecoderSpec, setup: ComputeSetup) -> dict[str, str | int | None]:
@@ -175,29 +222,42 @@ def _key(subject: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _parse(entry: Any) -> CachedSpeed | None:
+def _parse_speed(entry: Any, network: Network | None) -> CachedSpeed | None:
     """A stored entry; None unless it is whole."""
     try:
-        speed = dict(entry["speed"])
-        compute = ComputeSpeed(**speed.pop("compute"))
-        network = speed.pop("network")
-        found = CachedSpeed(
-            compute=compute, network=Network(**network) if network else None, **speed
-        )
-        datetime.fromisoformat(found.measured_at)
-        rates = [compute.inference_rps, compute.forward_rps]
-        texts = [compute.source]
-        if found.network is not None:
-            rates += [found.network.download_bits_per_s, found.network.upload_bits_per_s]
-            texts.append(found.network.source)
-        is_whole = all(_is_rate(rate) for rate in rates)
+        compute = ComputeSpeed(**entry["compute"])
+        measured_at = _moment(entry["measured_at"])
     except (AttributeError, TypeError, ValueError, KeyError):
         return None
-    return found if is_whole and all(isinstance(text, str) for text in texts) else None
+    is_whole = all(map(_is_rate, (compute.inference_rps, compute.forward_rps)))
+    if not is_whole or not isinstance(compute.source, str):
+        return None
+    return CachedSpeed(compute=compute, measured_at=measured_at, network=network)
+
+
+def _parse_network(entry: Any) -> CachedNetwork | None:
+    """A stored entry; None unless it is whole."""
+    try:
+        values = dict(entry)
+        measured_at = _moment(values.pop("measured_at"))
+        network = Network(**values)
+    except (AttributeError, TypeError, ValueError, KeyError):
+        return None
+    is_whole = all(map(_is_rate, (network.download_bits_per_s, network.upload_bits_per_s)))
+    if not is_whole or not isinstance(network.source, str) or not is_measured(network):
+        return None
+    return CachedNetwork(network=network, measured_at=measured_at)
+
+
+def _moment(text: Any) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError(text)
+    return str(text)
 
 
 def _is_rate(value: Any) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value) and value > 0
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 < value < _MAX_RATE
 
 
 @contextmanager

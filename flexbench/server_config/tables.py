@@ -9,7 +9,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from flexbench.server_config.formats import Answer
+from flexbench.server_config.formats import (
+    PUBLIC_SWARM_NOTE,
+    Answer,
+    common_warnings,
+    joins_public_swarm,
+)
 from flexbench.server_config.sections import Section, sections_of, sweep_section, title_of
 
 # From here on, columns have to stand close to each other in a terminal of 80.
@@ -20,17 +25,24 @@ def print_answers(console: Console, answers: Sequence[Answer]) -> None:
     """One estimate in full, or a sweep as one table."""
     if len(answers) > 1:
         print_sections(console, [sweep_section([answer.estimate for answer in answers])])
+        _print_warnings(console, answers)
         console.print("One of them in full: --gpu-memory SIZE", style="dim", highlight=False)
         return
     answer = answers[0]
     console.print(Text(title_of(answer.estimate), style="bold"))
     print_sections(console, sections_of(answer.estimate), with_titles=False)
-    for warning in answer.warnings:
-        console.print(Text(f"! {warning}", style="yellow"))
+    _print_warnings(console, answers)
     if answer.command:
         console.print("\nThe server:", highlight=False)
         # On one line, so that it can be copied.
         console.print(Text(answer.command), soft_wrap=True)
+        if joins_public_swarm(answer.command):
+            console.print(Text(PUBLIC_SWARM_NOTE, style="dim"))
+
+
+def _print_warnings(console: Console, answers: Sequence[Answer]) -> None:
+    for warning in common_warnings(answers):
+        console.print(Text(f"! {warning}", style="yellow"))
 
 
 def print_sections(

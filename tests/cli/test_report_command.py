@@ -175,6 +175,10 @@ def server_record(**changes):
     return json.dumps(record | changes) + "\n"
 
 
+BLOCKS = {"model": "bloom", "num_blocks": float("inf")}
+FIGURE = {"name": "W", "unit": "bytes", "predicted": 1.0, "measured": 1.0, "error": 0.0}
+
+
 def test_predicted_beside_measured(tmp_path, monkeypatch):
     path = tmp_path / "server_config.jsonl"
     weights = {"name": "Weights", "unit": "bytes", "predicted": 990.0, "measured": 1000.0, "error": -0.01}  # fmt: skip
@@ -205,12 +209,25 @@ def test_predicted_beside_measured(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("{", "Expecting"),
-        ("[]", "JSON object"),
+        ("{", "not a record: it is not JSON (column 2)"),
+        ("[" * 100_000, "it is not JSON that can be read"),
+        ("[]", "it must be a JSON object, not a list"),
         (server_record(schema_version=7), "schema_version 7"),
         (server_record(predicted={}), "'model' is missing"),
-        (server_record(comparison=[{"name": "W", "unit": "bytes", "predicted": "many", "measured": 1, "error": 0}]), "'many'"),
-        (server_record(comparison=3), "not a record"),
+        (server_record(predicted=3), "predicted must be a JSON object, not 3"),
+        (server_record(predicted=BLOCKS), "num_blocks must be a whole number of at least 1, not Infinity"),
+        (server_record(predicted=BLOCKS).replace("Infinity", "1e400"), "num_blocks must be"),
+        (server_record(predicted=BLOCKS | {"num_blocks": 12.5}), "num_blocks must be a whole number of at least 1, not 12.5"),
+        (server_record(predicted=BLOCKS | {"num_blocks": True}), "num_blocks must be a whole number of at least 1, not true"),
+        (server_record(predicted=BLOCKS | {"num_blocks": "12"}), "num_blocks must be"),
+        (server_record(predicted=BLOCKS | {"model": 5}), "model must be a text, not 5"),
+        (server_record(predicted=BLOCKS | {"model": "\ud800"}), "model must be a text"),
+        (server_record(comparison=[FIGURE | {"predicted": "many"}]), 'predicted must be a finite number, not "many"'),
+        (server_record(comparison=[FIGURE | {"measured": float("nan")}]), "measured must be a finite number, not NaN"),
+        (server_record(comparison=[FIGURE | {"error": 10**400}]), "error must be a finite number, not 1000"),
+        (server_record(comparison=[FIGURE | {"name": {}}]), "name must be a text, not an object"),
+        (server_record(comparison=[7]), "each of comparison must be a JSON object, not 7"),
+        (server_record(comparison=3), "comparison must be a list, not 3"),
         ("{}", "'schema_version' is missing"),
     ],
 )  # fmt: skip
@@ -233,4 +250,20 @@ def test_runs_and_predictions_do_not_mix(tmp_path, files):
     assert result.exit_code == 2
     assert "cannot be in one report" in result.stderr
     path.write_text(server_record(system="dist"))
-    assert "no runs in there" in report(str(path)).stderr
+    assert (
+        "server_config.jsonl: no launched server is recorded in there" in report(str(path)).stderr
+    )
+
+
+def test_names_do_not_end_the_cells_of_a_markdown_table(tmp_path):
+    path = tmp_path / "server_config.jsonl"
+    path.write_text(server_record(predicted={"model": "a|b\r\nc", "num_blocks": 12}))
+    lines = report(str(path), "--format", "markdown").stdout.splitlines()
+    assert len(lines) == 4
+    assert lines[2].startswith("| a\\|b c | 12 | Weights |")
+
+
+def test_means_of_large_figures_are_finite(tmp_path):
+    path = tmp_path / "server_config.jsonl"
+    path.write_text(3 * server_record(comparison=[FIGURE | {"predicted": 1.7e308}]))
+    assert json.loads(report(str(path), "--format", "json").stdout)[0]["predicted"] == 1.7e308

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from flexbench.cli import app
 from flexbench.core.progress import Silence
 from flexbench.server_config import config as config_module
-from flexbench.server_config.hardware import COMMON_CARD_GIB
+from flexbench.server_config.hardware import COMMON_CARD_GIB, Detection
 
 GIB = 2**30
 
@@ -26,7 +26,7 @@ GIB = 2**30
 @pytest.fixture(autouse=True)
 def no_gpu(monkeypatch, tmp_path):
     """A machine without a GPU, on which nothing was measured before."""
-    monkeypatch.setattr(config_module, "detect_gpus", lambda: ())
+    monkeypatch.setattr(config_module, "detect", Detection)
     monkeypatch.setattr(config_module, "may_have_gpu", lambda: False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
@@ -262,7 +262,9 @@ def two_gpus(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
     from flexbench.server_config import hardware
 
-    monkeypatch.setattr(config_module, "detect_gpus", hardware.detect_gpus)
+    monkeypatch.setattr(config_module, "detect", hardware.detect)
+    for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.usefixtures("two_gpus")
@@ -275,7 +277,7 @@ def test_gpus_of_this_machine_are_detected():
     assert second["gpus"][0]["name"] == "NVIDIA RTX, Special"
     assert not any("308" in text for text in second["warnings"])
     assert "uneven" in refused("--tensor-parallel-devices", "cuda:0", "cuda:1")
-    assert "has 2 GPUs" in refused("--device", "cuda:2")
+    assert "torch sees 2 GPUs" in refused("--device", "cuda:2")
 
 
 def test_a_tool_that_fails_is_no_gpu(monkeypatch, tmp_path, two_gpus):
@@ -317,11 +319,15 @@ def test_a_tool_that_fails_is_no_gpu(monkeypatch, tmp_path, two_gpus):
         (["--forward-rps", "0"], ["--forward-rps"]),
         (["--inference-rps", "nan"], ["--inference-rps"]),
         (["--hops", "0"], ["--hops"]),
+        (["--hops", "71"], ["--hops", "70"]),
+        (["--gpu-memory", "1GiB:3GiB"], ["does not have enough memory"]),
+        (["--device", "cpu", "--num-blocks", "3", "--tensor-parallel-devices", "cuda:1"], ["not supported on CPU"]),
+        (["--device", "mps"], ["--gpu-memory"]),
         (["--num-servers", "100000"], ["--num-servers"]),
         (["--force"], ["--measure"]),
         (["--launch"], ["--dry-run"]),
         (["--connect-timeout", "0"], ["--connect-timeout"]),
-        (["bigscience/blom"], ["did you mean bigscience/bloom", "Built-in"]),
+        (["bigscience/blom"], ["did you mean bigscience/bloom"]),
         (["--output", "x.tsv"], [".jsonl"]),
     ],
 )  # fmt: skip
@@ -354,7 +360,7 @@ def test_where_petals_is_off_is_said():
     assert any("no OPT blocks" in text for text in opt["warnings"])
     tight = answer("--gpu-memory", "24GiB")
     assert any("CUDA context" in text for text in tight["warnings"])
-    assert any("then 14 blocks fit" in text for text in tight["warnings"])
+    assert any("chooses 14 blocks" in text for text in tight["warnings"])
     too_many = answer("--gpu-memory", "24GiB", "--num-blocks", "20")
     assert any("20 blocks are more than the 15" in text for text in too_many["warnings"])
     roomy = answer("bloom-7b1", "--gpu-memory", "80GiB")
@@ -389,7 +395,7 @@ def test_markdown(arguments):
 
 def test_figures_given_are_said_to_be_given_and_others_unknown():
     text = " ".join(call("--gpu-memory", "24GiB", "--forward-rps", "1000").stdout.split())
-    assert "Computing: given." in text
+    assert "Computing: forward given." in text
     assert "Inference, one token, one block not known" in text
     assert "Network: assumed, as Petals does." in text
 
@@ -440,4 +446,59 @@ def test_what_was_measured_before_is_used_for_this_machine_only(monkeypatch):
     assert speed_of(num_blocks=2).forward_rps is None
     mixed = speed_of(device="cpu", num_blocks=2, forward_rps=70.0)
     assert (mixed.forward_rps, mixed.inference_rps) == (70.0, 5.0)
-    assert mixed.source == "given, measured some day"
+    assert mixed.source == "forward given; measured some day"
+
+
+def test_what_all_sizes_have_in_common_is_said_below_a_sweep():
+    text = " ".join(call("mixtral-8x7b", "--gpu-memory", "8GiB:24GiB").stdout.split())
+    assert "4 times what a token takes" in text
+    assert "Petals 2.3" in text
+    assert "no OPT blocks" in call("opt-30b", "--format", "markdown").stdout
+    below = " ".join(call().stdout.split())
+    assert "A 'free' below 0" in below
+    assert "how many of 70 blocks fit" in below
+    asked = call("--gpu-memory", "16GiB:48GiB", "--num-blocks", "20").stdout
+    assert "20 of 70 blocks" in asked
+
+
+def test_questions_that_have_no_answer_are_said_to_have_none():
+    few = answer("--gpu-memory", "24GiB", "--hops", "1", "--num-servers", "2")
+    assert any("1 hops are not possible" in text for text in few["warnings"])
+    assert any("leave blocks that nobody serves" in text for text in few["warnings"])
+
+
+def test_devices_of_the_command_are_those_of_the_estimate():
+    def device_words(*arguments):
+        words = shlex.split(answer("--gpu-memory", "24GiB", *arguments)["command"])
+        return words[words.index("--device") :] if "--device" in words else []
+
+    assert device_words() == []
+    assert device_words("--device", "cuda:1") == ["--device", "cuda:1"]
+    one = ["--device", "cuda:1", "--tensor_parallel_devices", "cuda:1"]
+    assert device_words("--tensor-parallel-devices", "cuda:1") == one
+    two = ["--device", "cuda:1", "--tensor_parallel_devices", "cuda:0", "cuda:1"]
+    assert (
+        device_words("--device", "cuda:1", "--tensor-parallel-devices", "cuda:0", "cuda:1") == two
+    )
+
+
+def test_a_command_that_names_no_swarm_joins_the_public_one():
+    assert "public swarm" in call("--gpu-memory", "24GiB").stdout
+    assert "public swarm" not in call("--gpu-memory", "24GiB", "--new-swarm").stdout
+
+
+def test_a_file_or_an_adapter_folder_cannot_be_served_and_that_is_said(tmp_path):
+    values = {"model_type": "bloom", "hidden_size": 64, "n_head": 4, "n_layer": 3}
+    (tmp_path / "other.json").write_text(json.dumps(values))
+    record = answer(str(tmp_path / "other.json"), "--num-blocks", "2")
+    assert record["command"] is None
+    assert any("needs a folder" in text for text in record["warnings"])
+    folder = write_adapter(tmp_path / "adapter")
+    record = answer("--gpu-memory", "24GiB", "--adapters", str(folder))
+    assert any("model hub only" in text for text in record["warnings"])
+
+
+def test_a_large_swarm_over_many_sizes_takes_no_time():
+    started_at = time.monotonic()
+    answer("--num-servers", "1000", "--gpu-memory", "4GiB:100GiB:1GiB")
+    assert time.monotonic() - started_at < 5

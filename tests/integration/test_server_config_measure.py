@@ -32,6 +32,7 @@ from flexbench.server_config import measure as measure_module
 from flexbench.server_config.bandwidth import SpeedTest
 from flexbench.server_config.measure import Measurement, measure
 from flexbench.server_config.setup import ComputeSetup
+from flexbench.server_config.speed_cache import SpeedCache
 from flexbench.server_config.speeds import ComputeSpeed, Network
 
 SIZES = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
@@ -170,14 +171,13 @@ def count_parameters(channel: WorkerChannel, specs: list[DecoderSpec]) -> None:
 
 def test_the_blocks_of_petals_have_the_dimensions_of_the_model():
     falcon = {"model_type": "falcon", **SIZES}
-    old_falcon = {"model_type": "falcon", "hidden_size": 64, "n_head": 2, "n_layer": 2}
     rope = {"rope_type": "llama3", "factor": 8.0}
     specs = [
         decoder_spec("b", {"model_type": "bloom", "n_embed": 64, "n_head": 2, "n_layer": 2}),
         decoder_spec("o", {"model_type": "opt", **SIZES}),
         decoder_spec("l", {**LLAMA.values, "num_key_value_heads": 1, "rope_scaling": rope}),
         decoder_spec("f", falcon),
-        decoder_spec("f", {**old_falcon, "multi_query": False, "bias": True, "alibi": True}),
+        decoder_spec("f", {**falcon, "multi_query": False, "bias": True, "alibi": True}),
         decoder_spec("f", {**falcon, "new_decoder_architecture": True, "num_kv_heads": 1}),
     ]
     with open_crew() as crew:
@@ -201,6 +201,12 @@ def fail(channel: WorkerChannel, *_: object) -> None:
     raise RuntimeError("no such kernel")
 
 
+def measure_half(channel: WorkerChannel, *_: object) -> None:
+    channel.ready.set()
+    channel.queue.put(compute.Rate(kind="inference", value=123.456, block="a block"))
+    time.sleep(3600)
+
+
 def refuse(channel: WorkerChannel, *_: object) -> None:
     channel.ready.set()
     channel.queue.put(compute.Refused(option="--device", problem="no such GPU"))
@@ -215,6 +221,17 @@ def test_what_takes_too_long_is_named_with_the_option(monkeypatch):
     monkeypatch.setattr(measure_module, "measure_compute", hang)
     with pytest.raises(DeadlineError, match=r"inference \(100 steps of 1 token\) did not end"):
         measure_now(timeout_s=2)
+
+
+def test_the_rate_that_was_measured_already_is_told(monkeypatch, cache_folder):
+    monkeypatch.setattr(measure_module, "measure_compute", measure_half)
+    with pytest.raises(DeadlineError, match=r"forward \(10 steps of 1024 tokens\)") as error:
+        measure_now(timeout_s=3)
+    assert (
+        "Measured before that, and not kept: inference with 123.456 tokens/s; "
+        "--inference-rps 123.456 gives it without a measurement"
+    ) in error.value.details
+    assert not cache_folder.exists()
 
 
 def test_a_worker_that_fails_is_reported_with_its_last_lines(monkeypatch, tmp_path):
@@ -350,13 +367,16 @@ def test_the_network_is_measured_once_unless_it_is_given(counted):
     measurement = measure_now(network=None, progress=progress)
     assert progress.phases == ["Measuring the network with speedtest-cli"]
     assert measurement.network.upload_bits_per_s == 5e6
+    assert re.fullmatch(r"measured with a tool, \d{4}-\d\d-\d\d", measurement.network.source)
     assert measurement.is_cached  # computing is
     assert counted == ["compute", "network within 60 s"]
     assert measure_now(network=None) == measurement
     assert measure_now().network == NETWORK
-    assert len(counted) == 2
+    # It is that of the machine, not of a model.
+    assert measure_now(LLAMA, network=None).network == measurement.network
+    assert counted[2:] == ["compute"]
     measure_now(network=None, force=True, timeout_s=7)
-    assert counted[2:] == ["compute", "network within 7 s"]
+    assert counted[3:] == ["compute", "network within 7 s"]
 
 
 def test_a_new_measurement_without_the_network_keeps_what_is_known_of_it(counted):
@@ -366,14 +386,41 @@ def test_a_new_measurement_without_the_network_keeps_what_is_known_of_it(counted
     assert counted == ["compute", "network within 60 s", "compute"]
 
 
+def test_a_network_that_was_measured_long_ago_is_measured_again(counted):
+    old = Network(upload_bits_per_s=1e6, source="measured with a tool, 2020-01-01")
+    SpeedCache().store_network(old, measured_at="2020-01-01T00:00:00.000+00:00")
+    assert measure_now(network=None).network.upload_bits_per_s == 5e6
+    assert counted == ["compute", "network within 60 s"]
+    assert SpeedCache().lookup_network().measured_at > "2020-01-02"
+
+
+def test_what_is_assumed_of_the_network_is_tried_again(counted, monkeypatch):
+    with monkeypatch.context() as context:
+        context.setattr(measure_module, "measure_network", lambda timeout_s: Network())
+        assert measure_now(network=None).network == Network()
+        assert SpeedCache().lookup_network() is None
+    assert measure_now(network=None).network.upload_bits_per_s == 5e6
+    assert counted == ["compute", "network within 60 s"]
+
+
+def test_when_both_rates_are_given_only_the_network_is_measured(counted):
+    measurement = measure_now(network=None, needs_compute=False)
+    assert measurement.compute == ComputeSpeed()
+    assert (measurement.is_cached, measurement.measured_at) == (False, None)
+    assert measurement.network.upload_bits_per_s == 5e6
+    assert measure_now(needs_compute=False, force=True).network == NETWORK
+    assert counted == ["network within 60 s"]
+
+
 def test_without_a_speed_test_the_next_run_looks_for_one_again(counted, monkeypatch):
     with monkeypatch.context() as context:
         context.setattr(measure_module, "find_speed_tests", lambda: ())
+        context.setattr(measure_module, "measure_network", lambda timeout_s: Network())
         progress = Notes()
         measure_now(network=None, progress=progress)
         assert progress.phases == []
     measure_now(network=None)
-    assert counted == ["compute", "network within 60 s", "network within 60 s"]
+    assert counted == ["compute", "network within 60 s"]
 
 
 def test_computing_is_kept_when_the_speed_test_is_interrupted(counted, monkeypatch):

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from flexbench.server_config.bandwidth import find_speed_tests, measure_network
+from flexbench.server_config.bandwidth import (
+    find_speed_tests,
+    is_measured,
+    measure_network,
+)
 from flexbench.server_config.speeds import DEFAULT_BITS_PER_S, Network
 
 PYTHON_RESULT = {
@@ -63,6 +67,7 @@ def assert_assumed(network: Network, reason: str) -> None:
         DEFAULT_BITS_PER_S,
     )
     assert network.source == f"assumed, as Petals does: {reason}"
+    assert not is_measured(network)
 
 
 def test_speedtest_cli_gives_bits(tools):
@@ -152,6 +157,11 @@ def test_a_tool_that_fails_with_secrets_in_its_words(tools):
         '{"download": true, "upload": true}',
         '{"download": NaN, "upload": 1}',
         '{"download": -5, "upload": 1}',
+        '{"download": 1e308, "upload": 1}',
+        '{"download": 1, "upload": 1e400}',
+        f'{{"download": 1, "upload": 1{"0" * 400}}}',
+        '{"download": {"bandwidth": 1e308}, "upload": {"bandwidth": 1}}',
+        '{"download": {"bandwidth": 9e14}, "upload": {"bandwidth": 1}}',
         '{"download": {"bandwidth": "fast"}, "upload": {}}',
         "[" * 100_000,
     ],
@@ -186,6 +196,20 @@ def test_a_tool_that_hangs_is_killed_with_all_that_it_started(tools, tmp_path):
     network = measure_network(1)
     assert 1 <= time.monotonic() - started_at < 5
     assert_assumed(network, "speedtest-cli did not end within 1 s")
+    for pid in (tmp_path / "pids").read_text().split():
+        assert_gone(int(pid))
+
+
+@pytest.mark.parametrize("exit_code", [0, 1])
+def test_what_a_tool_leaves_behind_is_killed_too(tools, tmp_path, exit_code):
+    tools.write(
+        "speedtest-cli",
+        f"/bin/sleep 600 &\necho $! >> '{tmp_path}/pids'\n"
+        f"echo '{json.dumps(PYTHON_RESULT)}'\nexit {exit_code}\n",
+    )
+    network = measure_network(20)
+    assert network.upload_bits_per_s == 41.5e6
+    assert is_measured(network)
     for pid in (tmp_path / "pids").read_text().split():
         assert_gone(int(pid))
 
