@@ -92,7 +92,7 @@ def server(folder: Path, case: Case) -> Iterator[tuple[dict[str, Any], psutil.Pr
         *("--network", "100Mbit/s", "--measure", "--force", "--launch", "--quiet"),
         *("--output", str(output), "--format", "json"),
     ]
-    # What is freed is to go back to the system at once: only then does memory tell what is in use.
+    # Large pieces are to be apart from small ones: then memory tells what the cache takes.
     allocator = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | allocator)
     try:
@@ -121,19 +121,19 @@ def fill_cache(folder: Path, case: Case, record: dict[str, Any], process: psutil
     blocks = model.transformer.h[: case.num_blocks]
     hidden = torch.zeros(1, STEP_TOKENS, case.hidden_size, dtype=getattr(torch, case.dtype))
 
-    def fill(num_sessions: int, num_tokens: int) -> int:
+    def fill(num_sessions: int) -> int:
         with torch.inference_mode(), ExitStack() as sessions:
             for _ in range(num_sessions):
                 opened = blocks.inference_session(max_length=SESSION_TOKENS)
                 session = sessions.enter_context(opened)
-                for _ in range(num_tokens // STEP_TOKENS):
+                for _ in range(SESSION_TOKENS // STEP_TOKENS):
                     session.step(hidden)
             return int(process.memory_info().rss)
 
-    fill(1, STEP_TOKENS)  # what is needed besides the cache, and stays
-    time.sleep(2)
-    before = process.memory_info().rss
-    return fill(case.attn_cache_tokens // SESSION_TOKENS, SESSION_TOKENS) - before
+    # What is needed besides the cache is there with the first session.
+    num_sessions = case.attn_cache_tokens // SESSION_TOKENS
+    one, all_of_them = fill(1), fill(num_sessions)
+    return (all_of_them - one) * num_sessions // (num_sessions - 1)
 
 
 def main() -> None:

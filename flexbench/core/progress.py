@@ -33,6 +33,10 @@ class Progress(Protocol):
     def note(self, text: str) -> None:
         """Something worth keeping on the screen."""
 
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Leave the screen to somebody else while the block runs."""
+
 
 class Phase(Protocol):
     """A phase in progress."""
@@ -51,6 +55,11 @@ class Silence:
 
     def note(self, text: str) -> None:
         """Ignore `text`."""
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Go on saying nothing."""
+        yield
 
     def advance(self) -> None:
         """Ignore the step."""
@@ -73,6 +82,11 @@ class PlainProgress:
     def note(self, text: str) -> None:
         """Print `text` as one line."""
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """There is nothing on the screen that could be in the way."""
+        yield
 
 
 class _PlainPhase:
@@ -107,7 +121,17 @@ class LiveProgress:
 
     def note(self, text: str) -> None:
         """Print `text` above the bar."""
-        self._bar.console.print(text, markup=False, highlight=False)
+        # Not broken into lines: an address in it is there to be copied.
+        self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Take the bar away while something else is printed."""
+        self._bar.stop()
+        try:
+            yield
+        finally:
+            self._bar.start()
 
 
 class _LivePhase:
@@ -117,6 +141,20 @@ class _LivePhase:
 
     def advance(self) -> None:
         self._bar.advance(self._task)
+
+
+def progress_console() -> Console:
+    """A console on standard error that falls silent when nobody reads it any more.
+
+    Rich's own would then take standard output away, too, where the results go.
+    """
+    from rich.console import Console
+
+    class StandardError(Console):
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+
+    return StandardError(stderr=True)
 
 
 @contextmanager

@@ -203,6 +203,36 @@ class ResultsFile:
             error.add_details(f"{lost.message}\n{lost.details}")
 
 
+class RecordsFile:
+    """JSON lines at `path` alone, where there are no rows to go with them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def check(self, *, option: str = "--output") -> None:
+        """Find out now what would make an append fail later. Raises ConfigError naming `option`."""
+        try:
+            _check_folder(self.path.parent, create=True)
+            _check_file(self.path)
+        except OSError as error:
+            culprit = error.filename or self.path
+            raise ConfigError(
+                option, f"cannot write to {culprit}: {error.strerror or error}"
+            ) from error
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Append one record as a line. Raises FlexbenchError, with the record, if it cannot."""
+        line = json.dumps(record, allow_nan=False)
+        try:
+            with _locked_for_append(self.path) as records:
+                _write_line(records, line)
+        except OSError as error:
+            raise FlexbenchError(
+                f"{self.path}: the record could not be written: {error.strerror or error}",
+                details=line,
+            ) from error
+
+
 def mixed_results_note(path: Path, other: Sequence[str]) -> str:
     """What to tell a person whose results file has runs that differ in `other`."""
     return (

@@ -88,14 +88,14 @@ def server_section(facts: ServerFacts) -> Section:
     rows = [
         ("Blocks", f"{facts.start}:{facts.end}"),
         ("Peer", facts.peer_id),
-        *(("Address", address) for address in facts.visible_addresses),
     ]
     return Section(
         title="The server is online",
         headers=("Server", ""),
         rows=tuple(rows),
         is_list=True,
-        note="Servers and clients join its swarm with --initial-peers ADDRESS.",
+        note="Servers and clients join its swarm with one of these:",
+        lines=tuple(f"--initial-peers {address}" for address in facts.visible_addresses),
     )
 
 
@@ -113,7 +113,12 @@ def comparison_section(comparisons: Sequence[Comparison]) -> Section:
             )
             for one in comparisons
         ),
-        note="The attention cache is reserved, and taken when sessions need it.",
+        note=(
+            "Weights and cache as the server counts them; the cache is taken when sessions need "
+            "it. Memory taken by loading is that of its main process, 5 to 10 MiB for other "
+            "things included. Speeds are those that it announces; Petals keeps its own "
+            "measurements for later servers."
+        ),
     )
 
 

@@ -182,6 +182,7 @@ def _markdown_table(section: Section) -> str:
     ]
     if section.note:
         lines += ["", section.note]
+    lines += [f"- `{line}`" for line in section.lines]
     return "\n".join(lines)
 
 

@@ -8,11 +8,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flexbench.core.errors import ConfigError
+from flexbench.core.errors import ConfigError, FlexbenchError
 from flexbench.core.progress import Progress
 from flexbench.core.results import utc_now
 from flexbench.petals_runtime.server_process import ServerFacts
-from flexbench.server_config.addresses import check_ports, for_run_server, resolve_entrance
+from flexbench.server_config.addresses import (
+    check_ports,
+    for_run_server,
+    listening_addresses,
+    resolve_entrance,
+)
 from flexbench.server_config.caveats import warnings_for
 from flexbench.server_config.comparison import (
     compare,
@@ -78,16 +83,18 @@ def run_live(
         log_folder=log_folder,
     )
     sections = tuple(swarm_sections(report))
-    show(Finding(name="swarm", sections=sections, record=to_swarm_record(report)))
+    with progress.pause():
+        show(Finding(name="swarm", sections=sections, record=to_swarm_record(report)))
     if report.needs_relay and not config.relay:
         config, first = _over_relay(config, machine, first)
     entrance = for_run_server(entrance)
     answer = Answer(
         estimate=first,
-        warnings=warnings_for(config, machine, first),
+        warnings=(*_loopback_warnings(entrance), *warnings_for(config, machine, first)),
         command=run_server_command(config, first, entrance),
     )
-    show(Finding(name="configuration", record=to_record(answer), answer=answer))
+    with progress.pause():
+        show(Finding(name="configuration", record=to_record(answer), answer=answer))
     if launches:
         launch(
             config,
@@ -96,7 +103,7 @@ def run_live(
             server_timeout_s=server_timeout_s,
             progress=progress,
             log_folder=log_folder,
-            on_ready=partial(_compare, answer, entrance, utc_now(), show, save),
+            on_ready=partial(_compare, answer, entrance, utc_now(), progress, show, save),
         )
 
 
@@ -114,25 +121,43 @@ def _compare(
     answer: Answer,
     entrance: SwarmEntrance,
     started_at: str,
+    progress: Progress,
     show: Callable[[Finding], None],
     save: Callable[[Mapping[str, Any]], None],
     facts: ServerFacts,
 ) -> None:
     """Show and save what was predicted beside what the server turned out to be."""
     comparisons = compare(answer.estimate, facts)
-    show(
-        Finding(
-            name="comparison",
-            sections=(server_section(facts), comparison_section(comparisons)),
-            record={"server": asdict(facts), "comparison": to_comparison_record(comparisons)},
-        )
+    record = server_record(
+        started_at=started_at,
+        configuration={"entrance": asdict(entrance), "command": answer.command},
+        predicted=to_record(answer),
+        facts=facts,
+        comparisons=comparisons,
     )
-    save(
-        server_record(
-            started_at=started_at,
-            configuration={"entrance": asdict(entrance), "command": answer.command},
-            predicted=to_record(answer),
-            facts=facts,
-            comparisons=comparisons,
+    try:
+        save(record)
+    except FlexbenchError as error:
+        # No reason to end a server on which others count.
+        progress.note(f"Note: {error.message}\n{error.details}")
+    with progress.pause():
+        show(
+            Finding(
+                name="comparison",
+                sections=(server_section(facts), comparison_section(comparisons)),
+                record={"server": asdict(facts), "comparison": to_comparison_record(comparisons)},
+            )
         )
+
+
+def _loopback_warnings(entrance: SwarmEntrance) -> tuple[str, ...]:
+    """A server that only this machine reaches is of no use to a swarm elsewhere."""
+    listens = all("/127." in address for address in listening_addresses(entrance))
+    peers = entrance.initial_peers
+    are_elsewhere = not entrance.new_swarm and not any("/127." in peer for peer in peers)
+    if not (listens and are_elsewhere):
+        return ()
+    return (
+        "It listens on 127.0.0.1 only, and its swarm is elsewhere: give --port, and --public-ip if "
+        "this machine is behind a router.",
     )

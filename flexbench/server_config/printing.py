@@ -37,8 +37,8 @@ def print_answers(output_format: Format, answers: Sequence[Answer]) -> None:
 class FindingPrinter:
     """Shows what is found in a swarm, as soon as it is found.
 
-    In JSON, the first object is the configuration with the swarm in it, and a launched server adds
-    a second one.
+    In JSON, the first line is the configuration with the swarm in it, and a launched server adds a
+    second one.
     """
 
     def __init__(self, output_format: Format) -> None:
@@ -67,4 +67,4 @@ class FindingPrinter:
         record = dict(finding.record)
         if finding.answer is not None:
             record["swarm"] = self._swarm
-        typer.echo(json.dumps(record, indent=2, allow_nan=False))
+        typer.echo(json.dumps(record, allow_nan=False))

@@ -13,6 +13,8 @@ from flexbench.server_config.config import ServerConfig
 from flexbench.server_config.estimate import Estimate
 
 RUN_SERVER = "petals.cli.run_server"
+# What --initial-peers says for Petals' public swarm.
+PUBLIC_SWARM = "public"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,10 +92,12 @@ def run_server_arguments(
 
 def _entrance_arguments(entrance: SwarmEntrance) -> list[str]:
     arguments: list[str] = []
+    is_public = entrance.initial_peers == (PUBLIC_SWARM,)
     if entrance.new_swarm:
         arguments.append("--new_swarm")
     for option, values in (
-        ("--initial_peers", entrance.initial_peers),
+        # run_server joins the public swarm if no peers are named.
+        ("--initial_peers", () if is_public else entrance.initial_peers),
         ("--host_maddrs", entrance.host_maddrs),
         ("--announce_maddrs", entrance.announce_maddrs),
     ):
@@ -107,7 +111,8 @@ def _entrance_arguments(entrance: SwarmEntrance) -> list[str]:
         ("--public_name", entrance.public_name),
     ):
         if value is not None:
-            arguments += [option, str(value)]
+            # In one word: the value may begin with a dash.
+            arguments += [f"{option}={value}"] if str(value)[:1] == "-" else [option, str(value)]
     return arguments
 
 

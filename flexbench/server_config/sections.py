@@ -19,6 +19,8 @@ class Section:
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     note: str | None = None
+    lines: tuple[str, ...] = ()
+    """What is there to be copied, and so never broken; below the note."""
     is_list: bool = False
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flexbench.core.errors import ConfigError
-from flexbench.core.results import ResultsFile
+from flexbench.core.results import RecordsFile
 from flexbench.server_config.arguments import Request
 from flexbench.server_config.caveats import warnings_for
 from flexbench.server_config.config import Machine, ServerConfig, resolve_machine
@@ -112,11 +111,9 @@ def _measured_before(request: Request, machine: Machine) -> tuple[ComputeSpeed, 
 
 def run(request: Request) -> None:
     """Answer the request, and print the answer to standard output."""
-    from rich.console import Console
+    from flexbench.core.progress import progress_console, show_progress
 
-    from flexbench.core.progress import show_progress
-
-    with show_progress(Console(stderr=True), quiet=request.quiet) as progress:
+    with show_progress(progress_console(), quiet=request.quiet) as progress:
         if request.dry_run:
             answers = answer(request, progress)
         else:
@@ -131,9 +128,9 @@ def _look_at_swarm(request: Request, progress: Progress) -> None:
     from flexbench.server_config.live import run_live
 
     ensure_petals_installed()
-    results = results_file(request.output)
+    records = RecordsFile(request.output)
     if request.launch:
-        results.check()
+        records.check()
     # Before anything is measured: wrong input is to be told at once.
     check_ports(resolve_entrance(request.entrance, listens=True))
     machine, estimates = estimates_of(request, progress)
@@ -150,10 +147,5 @@ def _look_at_swarm(request: Request, progress: Progress) -> None:
         progress=progress,
         log_folder=request.log_folder,
         show=FindingPrinter(request.output_format).show,
-        save=lambda record: results.append(None, record),
+        save=records.append,
     )
-
-
-def results_file(output: Path) -> ResultsFile:
-    """The file of records at `output`, a .jsonl; there are no rows to go with them."""
-    return ResultsFile(output.with_suffix(".tsv"))

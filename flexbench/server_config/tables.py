@@ -55,6 +55,8 @@ def print_sections(
         console.print(section_table(section))
         if section.note:
             console.print(Text(section.note, style="dim"))
+        for line in section.lines:
+            console.print(Text(line), soft_wrap=True)
 
 
 def section_table(section: Section) -> Table:

@@ -77,7 +77,9 @@ def test_ranges_of_numbers():
 def shown(sections) -> str:
     text = io.StringIO()
     print_sections(Console(file=text, width=80), sections)
-    assert all(cell_len(line) <= 80 for line in text.getvalue().splitlines())
+    lines = text.getvalue().splitlines()
+    # What is there to be copied stays in one piece.
+    assert all(cell_len(line) <= 80 for line in lines if not line.startswith("--initial-peers"))
     return " ".join(text.getvalue().split())
 
 
