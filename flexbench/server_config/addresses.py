@@ -10,6 +10,8 @@ import errno
 import ipaddress
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +27,8 @@ _ADDRESS = re.compile(
     r"/(?P<transport>tcp|udp)/(?P<port>\d{1,5})(?P<rest>(?:/[^/\s]+)*)"
 )
 _PEER_ID = re.compile(r"/p2p/\w+$")
+# Base58; those of today have 46 (Qm...) or 52 (12D3Koo...) characters.
+_REAL_PEER_ID = re.compile(r"[1-9A-HJ-NP-Za-km-z]{40,120}")
 
 
 def resolve_entrance(entrance: SwarmEntrance, *, listens: bool) -> SwarmEntrance:
@@ -37,6 +41,7 @@ def resolve_entrance(entrance: SwarmEntrance, *, listens: bool) -> SwarmEntrance
     if not listens:
         return entrance
     _check_identity(entrance)
+    _check_peer_ids(entrance)
     if entrance.port is None and not entrance.host_maddrs:
         return replace(entrance, host_maddrs=(LOOPBACK_ADDRESS,))
     return entrance
@@ -142,6 +147,30 @@ def _check_identity(entrance: SwarmEntrance) -> None:
         )
     if path.exists() and not path.is_file():
         raise ConfigError("--identity-path", f"{str(path)!r} is not a file")
+    try:
+        is_empty = path.exists() and not path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            "--identity-path", f"{str(path)!r} cannot be read: {error.strerror}"
+        ) from error
+    if is_empty:
+        raise ConfigError(
+            "--identity-path",
+            f"{str(path)!r} is empty; name a file that does not exist, and Petals makes a key",
+        )
+
+
+def _check_peer_ids(entrance: SwarmEntrance) -> None:
+    if asks_public_swarm(entrance):
+        return
+    for address in entrance.initial_peers:
+        for peer_id in re.findall(r"/p2p/([^/]*)", address):
+            if not _REAL_PEER_ID.fullmatch(peer_id):
+                raise ConfigError(
+                    "--initial-peers",
+                    f"{peer_id!r} in {address!r} is no peer id: those have about 50 letters and "
+                    "digits (Base58: without 0, O, I and l), and begin with 12D3Koo or Qm",
+                )
 
 
 def asks_public_swarm(entrance: SwarmEntrance) -> bool:
@@ -174,24 +203,62 @@ def announced(entrance: SwarmEntrance) -> tuple[str, ...]:
 
 def check_ports(entrance: SwarmEntrance) -> None:
     """Raise ConfigError for a fixed TCP port that cannot be listened on now."""
+    for option, host, port in _fixed_ports(entrance):
+        _check_port(option, host, port)
+
+
+@contextmanager
+def hold_ports(entrance: SwarmEntrance) -> Iterator[None]:
+    """Check the ports, and keep them from other calls of flexbench until the block is left.
+
+    A server takes seconds before it listens, and then shares its port with any other that does so,
+    too. What is held here is shared in the same way: the server that is started in the block gets
+    it, and `check_ports` of another call, which shares nothing, does not.
+    """
+    check_ports(entrance)
+    with ExitStack() as held:
+        for _, host, port in _fixed_ports(entrance):
+            _hold(held, host, port)
+        yield
+
+
+def _fixed_ports(entrance: SwarmEntrance) -> Iterator[tuple[str, str, int]]:
+    """Option, host and number of every TCP port that is not just any free one."""
     option = "--host-maddrs" if entrance.host_maddrs else "--port"
-    for address in listening_addresses(entrance):
+    for address in dict.fromkeys(listening_addresses(entrance)):
         parts = _ADDRESS.fullmatch(address)
-        if parts is not None and parts["transport"] == "tcp" and parts["kind"] in ("ip4", "ip6"):
-            _check_port(option, parts["host"], int(parts["port"]))
+        if parts is None or parts["transport"] != "tcp" or parts["kind"] not in ("ip4", "ip6"):
+            continue
+        if int(parts["port"]):
+            yield option, parts["host"], int(parts["port"])
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _bind(bound: socket.socket, host: str, port: int) -> None:
+    if bound.family == socket.AF_INET6:
+        bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    bound.bind((host, port))
+
+
+def _hold(held: ExitStack, host: str, port: int) -> None:
+    """Bind without listening. Where it cannot be, the port is as free as `check_ports` found it."""
+    if not hasattr(socket, "SO_REUSEPORT"):
+        return
+    with suppress(OSError):  # a machine without IPv6, say
+        holder = held.enter_context(socket.socket(_family(host), socket.SOCK_STREAM))
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        _bind(holder, host, port)
 
 
 def _check_port(option: str, host: str, port: int) -> None:
-    if port == 0:
-        return
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
+        with socket.socket(_family(host), socket.SOCK_STREAM) as probe:
             # As a server does: connections that were closed a moment ago are no obstacle.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            probe.bind((host, port))
+            _bind(probe, host, port)
     except OSError as error:
         if host == "::" and error.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL):
             return  # a machine without IPv6: the server does without it, too

@@ -19,7 +19,7 @@ from flexbench.core.errors import ConfigError, MissingDependencyError
 from flexbench.core.units import format_bytes
 from flexbench.models.families import DTYPE_BYTES, DecoderSpec
 from flexbench.petals_runtime.requirement import INSTALL_COMMAND
-from flexbench.server_config.setup import ComputeSetup
+from flexbench.server_config.compute_setup import ComputeSetup
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,8 @@ from flexbench.core.environment import may_have_gpu, memory_bytes
 from flexbench.core.errors import ConfigError
 from flexbench.models.families import DTYPE_BYTES, DecoderSpec
 from flexbench.server_config.budget import QUANT_TYPES, resolve_dtype
+from flexbench.server_config.compute_setup import ComputeSetup
 from flexbench.server_config.hardware import Detection, Gpu, GpuSet, common_cards, detect
-from flexbench.server_config.setup import ComputeSetup
 from flexbench.server_config.speeds import Network
 
 DEFAULT_MODEL = "bigscience/bloom"

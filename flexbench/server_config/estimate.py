@@ -19,10 +19,10 @@ from flexbench.server_config.budget import (
     seed_num_blocks,
     server_defaults,
 )
+from flexbench.server_config.compute_setup import ComputeSetup
 from flexbench.server_config.config import Machine, ServerConfig
 from flexbench.server_config.hardware import COMMON_CARD_GIB, GpuSet
 from flexbench.server_config.placement import servers_for, swarm_throughput
-from flexbench.server_config.setup import ComputeSetup
 from flexbench.server_config.speeds import (
     DEFAULT_INFERENCE_RPS,
     ComputeSpeed,

@@ -28,7 +28,7 @@ from flexbench.server_config.compute import (
     measure_compute,
     uses_petals,
 )
-from flexbench.server_config.setup import ComputeSetup
+from flexbench.server_config.compute_setup import ComputeSetup
 from flexbench.server_config.speed_cache import SpeedCache, device_name
 from flexbench.server_config.speeds import ComputeSpeed, Network
 

@@ -26,7 +26,7 @@ from flexbench.core.results import LOCK_TIMEOUT_S
 from flexbench.models.families import DecoderSpec
 from flexbench.server_config.bandwidth import is_measured
 from flexbench.server_config.compute import OWN_BLOCK, OWN_BLOCK_VERSION, uses_petals
-from flexbench.server_config.setup import ComputeSetup
+from flexbench.server_config.compute_setup import ComputeSetup
 from flexbench.server_config.speeds import ComputeSpeed, Network
 
 _SCHEMA_VERSION = 2

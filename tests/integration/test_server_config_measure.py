@@ -30,8 +30,8 @@ from flexbench.petals_runtime.crew import open_crew
 from flexbench.server_config import compute
 from flexbench.server_config import measure as measure_module
 from flexbench.server_config.bandwidth import SpeedTest
+from flexbench.server_config.compute_setup import ComputeSetup
 from flexbench.server_config.measure import Measurement, measure
-from flexbench.server_config.setup import ComputeSetup
 from flexbench.server_config.speed_cache import SpeedCache
 from flexbench.server_config.speeds import ComputeSpeed, Network
 

@@ -15,7 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexbench.core.errors import ConfigError, FlexbenchError, InputFileError
-from flexbench.core.results import COLUMNS, ResultRow, ResultsFile, format_row, parse_row, read_rows
+from flexbench.core.results import (
+    COLUMNS,
+    RecordsFile,
+    ResultRow,
+    ResultsFile,
+    format_row,
+    parse_row,
+    read_rows,
+)
 
 ROW = ResultRow(
     batch_size=1,
@@ -231,3 +239,26 @@ def test_a_record_that_cannot_be_written_is_in_the_error(tmp_path):
 def test_devices_and_folders_are_no_results_files():
     with pytest.raises(ConfigError, match="is not a regular file"):
         ResultsFile(Path("/dev/null")).check()
+
+
+def test_records_alone_need_no_rows(tmp_path):
+    (tmp_path / "notes.tsv").write_text("somebody else's\n")
+    records = RecordsFile(tmp_path / "new" / "notes.jsonl")
+    records.check()
+    records.append({"figure": 1})
+    records.append({"figure": 2})
+    lines = records.path.read_text().splitlines()
+    assert lines == ['{"figure": 1}', '{"figure": 2}']
+    beside = RecordsFile(tmp_path / "notes.jsonl")
+    beside.check()
+    beside.append({})
+    assert (tmp_path / "notes.tsv").read_text() == "somebody else's\n"
+
+
+def test_records_that_cannot_be_written_are_in_the_error(tmp_path):
+    with pytest.raises(FlexbenchError, match=r"gone/x\.jsonl: the record could not") as raised:
+        RecordsFile(tmp_path / "gone" / "x.jsonl").append({"measured": 42})
+    assert raised.value.details == '{"measured": 42}'
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--output"):
+        RecordsFile(tmp_path / "file" / "x.jsonl").check()

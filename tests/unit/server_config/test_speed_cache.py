@@ -18,7 +18,7 @@ from flexbench.core.errors import FlexbenchError
 from flexbench.models.families import decoder_spec
 from flexbench.models.published import published_spec
 from flexbench.server_config import compute, speed_cache
-from flexbench.server_config.setup import ComputeSetup
+from flexbench.server_config.compute_setup import ComputeSetup
 from flexbench.server_config.speed_cache import (
     CachedNetwork,
     CachedSpeed,
@@ -312,7 +312,7 @@ def test_a_look_up_imports_nothing_heavy(tmp_path):
     code = (
         "import sys\n"
         "from flexbench.models.published import published_spec\n"
-        "from flexbench.server_config.setup import ComputeSetup\n"
+        "from flexbench.server_config.compute_setup import ComputeSetup\n"
         "from flexbench.server_config.speed_cache import SpeedCache, device_name\n"
         "setup = ComputeSetup(devices=('cpu',), torch_dtype='float32', quant_type='nf4')\n"
         "assert SpeedCache().lookup(published_spec('opt-125m'), setup, device_name(setup)) is None\n"
