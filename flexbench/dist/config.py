@@ -10,9 +10,9 @@ from typing import Any
 
 from flexbench.core.checks import check_count, check_seconds, check_seed
 from flexbench.core.errors import ConfigError
-from flexbench.dist.opt_config import DTYPE_BYTES
 from flexbench.dist.partition import Balance
 from flexbench.dist.policy import Policy
+from flexbench.models.families import DTYPE_BYTES
 
 DEFAULT_MODEL = "facebook/opt-125m"
 DUMMY_WEIGHT = "_DUMMY_"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from flexbench.core.errors import ConfigError, InputFileError
+from flexbench.models.families import DTYPE_BYTES
 from flexbench.models.shapes import OPT_SHAPES, ModelShape, opt_shape
 
-DTYPE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 # OPT's position embeddings begin with two rows that no position uses.
 POSITION_OFFSET = 2
 _OPT_350M_PROJECTION = 512

@@ -12,7 +12,6 @@ from flexbench.core.errors import ConfigError
 from flexbench.models.shapes import ModelShape
 from flexbench.petals.model import (
     DEFAULT_MAX_RETRIES,
-    DTYPE_BYTES,
     dht_prefix_for,
     shape_for_prefix,
 )
@@ -26,7 +25,7 @@ SWEEP_PREFIX = "facebook/opt-30b"
 SWEEP_SEQUENCE_LENGTH = 512
 SWEEP_MAX_TOKENS = range(0, 33)
 
-DTYPES = ("auto", *DTYPE_BYTES)
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 _DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
 _PEER_ADDRESS = re.compile(r"(/[^/\s]+)+/p2p/\w+")
 

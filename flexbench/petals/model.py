@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_MAX_RETRIES = 5
-DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 # hivemind uses the dot to separate the blocks' numbers, so no DHT prefix may contain one. The first
 # rule is the original script's; the others follow what Petals does with names from a hub.

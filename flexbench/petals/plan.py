@@ -9,8 +9,9 @@ from flexbench.core.environment import may_have_gpu, memory_bytes, num_cpus, num
 from flexbench.core.errors import ConfigError
 from flexbench.core.folders import temporary_folder
 from flexbench.core.units import format_bytes
+from flexbench.models.families import DTYPE_BYTES
 from flexbench.petals.config import PetalsConfig, RunShape
-from flexbench.petals.model import DTYPE_BYTES, split_blocks
+from flexbench.petals.model import split_blocks
 from flexbench.petals.peers import ServerSpec
 
 # Petals' default of 8 handlers, a process each, is meant for a server with a machine of its own.
