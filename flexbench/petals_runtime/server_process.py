@@ -26,9 +26,13 @@ _PAGE_BYTES = 4096
 
 @dataclass(frozen=True)
 class ServerStage:
-    """What the server begins now, for messages: 'did not start, while <text>'."""
+    """What the server begins now, for messages: 'did not start, while <text>'.
+
+    From the one that `is_announced` on, others know of the server.
+    """
 
     text: str
+    is_announced: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +76,10 @@ def run_petals_server(channel: WorkerChannel, arguments: Sequence[str]) -> None:
     """Be the server of `run_server ARGUMENTS`; the first one is the model.
 
     Reports ServerStages, then its ServerFacts and Ready once the swarm sees its blocks online.
-    Returns when it is released after that, once it has told the swarm that it goes.
+    Returns when it is released while it loads its blocks or serves them, once it has told the swarm
+    that it goes.
     """
-    if not Path(arguments[0]).exists():
-        os.environ.setdefault("HF_HUB_OFFLINE", "0")  # its weights come from the hub
+    _choose_hub(arguments)
     # Workers inherit that of their fork server; Petals counts on the system's own.
     multiprocessing.set_start_method(None, force=True)
     warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter")
@@ -90,17 +94,46 @@ def run_petals_server(channel: WorkerChannel, arguments: Sequence[str]) -> None:
     run_server.main()
 
 
+def _choose_hub(arguments: Sequence[str]) -> None:
+    """Let the server ask the model hub if it needs it, and never for the name of a local folder."""
+    if not Path(arguments[0]).exists() or "--adapters" in arguments:
+        os.environ.setdefault("HF_HUB_OFFLINE", "0")
+        return
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    # The fork server has imported it already, with what was set by then.
+    from huggingface_hub import constants
+
+    constants.HF_HUB_OFFLINE = True
+
+
 def _start_server(channel: WorkerChannel, server_class: Any, **options: Any) -> Any:
     """What run_server gets for a Server: one that is watched."""
     channel.queue.put(ServerStage("preparing the server, and measuring what is not known"))
     server = server_class(**options)
     _give_back_free_memory()
     memory_before_bytes = _memory_in_use(server)
-    channel.queue.put(ServerStage("loading its blocks"))
+    channel.queue.put(ServerStage("loading its blocks", is_announced=True))
+    _load_until_stopped(server)
     reported = (channel, server, memory_before_bytes)
     threading.Thread(target=_report_and_watch, args=reported, daemon=True).start()
     threading.Thread(target=_stop_when_told, args=(channel, server), daemon=True).start()
     return server
+
+
+def _load_until_stopped(server: Any) -> None:
+    """Let the server look at its `stop` before each block, not only when all are loaded.
+
+    It then tells the swarm that it goes, and run_server ends as it does for Ctrl-C.
+    """
+    petals_server: Any = import_module("petals.server.server")
+    load = petals_server.load_pretrained_block
+
+    def load_or_stop(*arguments: Any, **options: Any) -> Any:
+        if server.stop.is_set():
+            raise KeyboardInterrupt
+        return load(*arguments, **options)
+
+    petals_server.load_pretrained_block = load_or_stop
 
 
 @end_on_error
@@ -118,6 +151,8 @@ def _report_and_watch(channel: WorkerChannel, server: Any, memory_before_bytes: 
     info = None
     # The container is there as soon as it can serve; it announces itself a little before.
     while server.module_container is None or info is None:
+        if server.stop.is_set():
+            return
         if not server.dht.is_alive():
             raise RuntimeError("the server's DHT process ended")
         time.sleep(_READY_CHECK_INTERVAL_S)

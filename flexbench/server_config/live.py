@@ -8,13 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flexbench.core.errors import ConfigError, FlexbenchError
+from flexbench.core.errors import FlexbenchError
 from flexbench.core.progress import Progress
 from flexbench.core.results import utc_now
 from flexbench.petals_runtime.server_process import ServerFacts
 from flexbench.server_config.addresses import (
-    check_ports,
-    for_run_server,
+    hold_ports,
     listening_addresses,
     resolve_entrance,
 )
@@ -29,7 +28,7 @@ from flexbench.server_config.comparison import (
 from flexbench.server_config.config import Machine, ServerConfig
 from flexbench.server_config.estimate import Estimate, estimate
 from flexbench.server_config.formats import Answer, to_record
-from flexbench.server_config.launch import launch
+from flexbench.server_config.launch import check_launch, launch
 from flexbench.server_config.run_server import SwarmEntrance, run_server_command
 from flexbench.server_config.sections import Section
 from flexbench.server_config.swarm_check import check_swarm
@@ -70,41 +69,40 @@ def run_live(
     else never: Interrupted is raised when the server was stopped, RunError when it failed.
     """
     entrance = resolve_entrance(entrance, listens=True)
-    if launches and config.model.family == "opt":
-        raise ConfigError("--launch", "Petals has no OPT blocks, so no server can be started")
-    check_ports(entrance)
-    report = check_swarm(
-        config.model,
-        entrance,
-        first.num_blocks,
-        block_range=first.block_range,
-        connect_timeout_s=connect_timeout_s,
-        progress=progress,
-        log_folder=log_folder,
-    )
-    sections = tuple(swarm_sections(report))
-    with progress.pause():
-        show(Finding(name="swarm", sections=sections, record=to_swarm_record(report)))
-    if report.needs_relay and not config.relay:
-        config, first = _over_relay(config, machine, first)
-    entrance = for_run_server(entrance)
-    answer = Answer(
-        estimate=first,
-        warnings=(*_loopback_warnings(entrance), *warnings_for(config, machine, first)),
-        command=run_server_command(config, first, entrance),
-    )
-    with progress.pause():
-        show(Finding(name="configuration", record=to_record(answer), answer=answer))
     if launches:
-        launch(
-            config,
-            first,
+        check_launch(config)
+    with hold_ports(entrance):
+        report = check_swarm(
+            config.model,
             entrance,
-            server_timeout_s=server_timeout_s,
+            first.num_blocks,
+            block_range=first.block_range,
+            connect_timeout_s=connect_timeout_s,
             progress=progress,
             log_folder=log_folder,
-            on_ready=partial(_compare, answer, entrance, utc_now(), progress, show, save),
         )
+        sections = tuple(swarm_sections(report))
+        with progress.pause():
+            show(Finding(name="swarm", sections=sections, record=to_swarm_record(report)))
+        if report.needs_relay and not config.relay:
+            config, first = _over_relay(config, machine, first)
+        answer = Answer(
+            estimate=first,
+            warnings=(*_loopback_warnings(entrance), *warnings_for(config, machine, first)),
+            command=run_server_command(config, first, entrance),
+        )
+        with progress.pause():
+            show(Finding(name="configuration", record=to_record(answer), answer=answer))
+        if launches:
+            launch(
+                config,
+                first,
+                entrance,
+                server_timeout_s=server_timeout_s,
+                progress=progress,
+                log_folder=log_folder,
+                on_ready=partial(_compare, answer, entrance, utc_now(), progress, show, save),
+            )
 
 
 def _over_relay(

@@ -125,12 +125,14 @@ def run(request: Request) -> None:
 def _look_at_swarm(request: Request, progress: Progress) -> None:
     from flexbench.petals_runtime.requirement import ensure_petals_installed
     from flexbench.server_config.addresses import check_ports, resolve_entrance
+    from flexbench.server_config.launch import check_launch
     from flexbench.server_config.live import run_live
 
     ensure_petals_installed()
     records = RecordsFile(request.output)
     if request.launch:
         records.check()
+        check_launch(request.config)
     # Before anything is measured: wrong input is to be told at once.
     check_ports(resolve_entrance(request.entrance, listens=True))
     machine, estimates = estimates_of(request, progress)

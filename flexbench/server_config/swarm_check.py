@@ -27,7 +27,19 @@ from flexbench.server_config.swarm_worker import (
 )
 
 _ONLINE = "online"
-_NUM_STAGES = 4
+_NUM_STAGES = 5
+# What p2pd and hivemind say, in their words, and what it means.
+_KNOWN_PROBLEMS = (
+    (
+        "peer id mismatch",
+        "who answers there has another peer id; give the one that the server prints",
+    ),
+    (
+        "failed to connect to bootstrap peers",
+        "none of its peers answers: they are down, not reachable from here, or have another peer "
+        "id",
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +130,6 @@ def check_swarm(
         num_blocks=num_blocks,
         host_maddrs=listening_addresses(entrance),
         announce_maddrs=announced(entrance),
-        identity_path=entrance.identity_path,
         connect_timeout_s=connect_timeout_s,
     )
     found: _Found | None = None
@@ -177,8 +188,17 @@ def _ask(crew: Crew, question: SwarmQuestion, peers: str, phase: Phase) -> _Foun
             elif isinstance(payload, SwarmLook):
                 look = payload
     except WorkerError as error:
-        raise RunError(
-            f"the swarm cannot be reached through {peers}: {error.problem}, while {stage}",
-            details=error.details,
-        ) from error
+        raise _unreachable(peers, error, stage) from error
     return _Found(reachability=reachability, look=look)
+
+
+def _unreachable(peers: str, error: WorkerError, stage: str) -> RunError:
+    """The error for people: without a traceback where its cause is known."""
+    for words, meaning in _KNOWN_PROBLEMS:
+        if words in error.problem.lower():
+            log = (error.details or "").rpartition("\n")[2]
+            return RunError(f"the swarm cannot be reached through {peers}: {meaning}", details=log)
+    return RunError(
+        f"the swarm cannot be reached through {peers}: {error.problem}, while {stage}",
+        details=error.details,
+    )

@@ -5,7 +5,10 @@ The worker function reports a Stage before everything that may take long, and wh
 
 from __future__ import annotations
 
-import os
+import queue
+import threading
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +16,9 @@ from flexbench.core.processes import WorkerChannel
 
 if TYPE_CHECKING:
     from flexbench.petals_runtime.imports import DHT
+
+# Peers that say nothing are not to take the time that the look itself needs.
+_LONGEST_REACHABILITY_CHECK_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +34,6 @@ class SwarmQuestion:
     num_blocks: int
     host_maddrs: tuple[str, ...]
     announce_maddrs: tuple[str, ...]
-    identity_path: str | None
     connect_timeout_s: float
 
 
@@ -88,12 +93,12 @@ def look_at_swarm(channel: WorkerChannel, question: SwarmQuestion) -> None:
         "host_maddrs": list(question.host_maddrs),
         "announce_maddrs": list(question.announce_maddrs) or None,
         "startup_timeout": question.connect_timeout_s,
-        # A look should leave no key file behind: without one, any identity does.
-        "identity_path": _existing(question.identity_path),
+        # No identity of its own: a server that runs may have it, and hivemind refuses a second one.
     }
-    channel.queue.put(Stage("asking its peers whether they reach this server directly"))
-    channel.queue.put(_reachability(network))
-    channel.queue.put(Stage("joining its DHT"))
+    channel.queue.put(Stage("connecting to its peers"))
+    limit_s = min(_LONGEST_REACHABILITY_CHECK_S, question.connect_timeout_s / 2)
+    channel.queue.put(_reachability(network, limit_s, channel.queue.put))
+    channel.queue.put(Stage("connecting to its peers for a look at its DHT"))
     dht = DHT(
         client_mode=True,
         num_workers=question.num_hidden_layers,
@@ -105,31 +110,60 @@ def look_at_swarm(channel: WorkerChannel, question: SwarmQuestion) -> None:
     dht.shutdown()
 
 
-def _existing(path: str | None) -> str | None:
-    return path if path is not None and os.path.isfile(path) else None
+@dataclass(frozen=True)
+class _Verdict:
+    is_reachable: bool | None
 
 
-def _reachability(network: dict[str, Any]) -> Reachability:
-    """Petals' own check, with an ear at what the peers answer."""
+def _reachability(
+    network: dict[str, Any], limit_s: float, tell: Callable[[Stage], None]
+) -> Reachability:
+    """Petals' own check, with an ear at what the peers answer; not known after `limit_s`."""
+    heard: queue.SimpleQueue[Stage | bool | _Verdict | BaseException] = queue.SimpleQueue()
+    threading.Thread(target=_check_reachability, args=(network, heard), daemon=True).start()
+    expires_at = time.monotonic() + limit_s
+    answers: list[bool] = []
+    is_reachable = None
+    while True:
+        try:
+            news = heard.get(timeout=max(0.0, expires_at - time.monotonic()))
+        except queue.Empty:
+            break
+        if isinstance(news, Stage):
+            tell(news)
+        elif isinstance(news, bool):
+            answers.append(news)
+        elif isinstance(news, _Verdict):
+            is_reachable = news.is_reachable
+            break
+        else:
+            raise news
+    return Reachability(is_reachable=is_reachable, confirmations=sum(answers), answers=len(answers))
+
+
+def _check_reachability(network: dict[str, Any], heard: queue.SimpleQueue[Any]) -> None:
+    """Put the stage once there are peers to ask, every answer, and the verdict or what failed."""
     from flexbench.petals_runtime.imports import reachability
 
-    answers: list[bool] = []
     protocol = reachability.ReachabilityProtocol
-    original = protocol.call_check
+    call_check, serve = protocol.call_check, protocol.serve
 
-    # Not a subclass: peers know the protocol by its class's name.
+    # Not a subclass: peers know the protocol by its class's name. The process is ours alone.
     async def overheard(self: Any, **question: Any) -> bool | None:
-        answer: bool | None = await original(self, **question)
+        answer: bool | None = await call_check(self, **question)
         if answer is not None:
-            answers.append(answer)
+            heard.put(answer)
         return answer
 
-    protocol.call_check = overheard
+    def served(self: Any, p2p: Any) -> Any:
+        heard.put(Stage("asking its peers whether they reach this server directly"))
+        return serve(self, p2p)
+
+    protocol.call_check, protocol.serve = overheard, served
     try:
-        is_reachable = reachability.check_direct_reachability(use_relay=False, **network)
-    finally:
-        protocol.call_check = original
-    return Reachability(is_reachable=is_reachable, confirmations=sum(answers), answers=len(answers))
+        heard.put(_Verdict(reachability.check_direct_reachability(use_relay=False, **network)))
+    except BaseException as error:  # noqa: BLE001 - the main thread raises it
+        heard.put(error)
 
 
 def _look(dht: DHT, question: SwarmQuestion) -> SwarmLook:

@@ -12,6 +12,7 @@ from flexbench.server_config.addresses import (
     asks_public_swarm,
     check_ports,
     for_run_server,
+    hold_ports,
     listening_addresses,
     resolve_entrance,
 )
@@ -132,6 +133,35 @@ def test_the_identity_needs_a_folder(tmp_path):
     resolve(identity_path=str(tmp_path / "identity"))
 
 
+def test_an_identity_that_is_there_holds_a_key(tmp_path, monkeypatch):
+    path = tmp_path / "identity"
+    path.touch()
+    with pytest.raises(ConfigError, match="is empty; name a file that does not exist"):
+        resolve(identity_path=str(path))
+    path.write_bytes(b"key")
+    resolve(identity_path=str(path))
+
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", refuse)  # root may read everything
+    with pytest.raises(ConfigError, match="cannot be read: Permission denied") as caught:
+        resolve(identity_path=str(path))
+    assert caught.value.option == "--identity-path"
+
+
+@pytest.mark.parametrize("peer_id", ["Q1", PEER_ID[:-15], PEER_ID.replace("K", "0"), "1" * 121])
+def test_ids_that_no_peer_has_are_refused_where_peers_are_asked(peer_id):
+    for peer in (PEER.replace(PEER_ID, peer_id), f"{PEER}/p2p-circuit/p2p/{peer_id}"):
+        assert resolve(initial_peers=(peer,), listens=False).initial_peers == (peer,)
+        with pytest.raises(ConfigError, match="is no peer id") as caught:
+            resolve(initial_peers=(peer,))
+        assert caught.value.option == "--initial-peers"
+    resolve(
+        initial_peers=(PEER.replace(PEER_ID, "QmcTayUJ36w5TMeTwSFy2VUGbTFmBdBYYyYBSnPy3bvZbK"),)
+    )
+
+
 def test_a_port_in_use_is_named():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
@@ -144,6 +174,33 @@ def test_a_port_in_use_is_named():
             check_ports(resolve(host_maddrs=(address,)))
         assert caught.value.option == "--host-maddrs"
     check_ports(resolve(port=port))
+
+
+@pytest.mark.skipif(not hasattr(socket, "SO_REUSEPORT"), reason="the system shares no ports")
+def test_a_port_that_is_held_is_for_the_own_server_only():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    address = f"/ip4/127.0.0.1/tcp/{port}"
+    with hold_ports(resolve(port=port)):
+        for another in (resolve(port=port), resolve(host_maddrs=(address,))):
+            with pytest.raises(ConfigError, match=f"port {port} of .* is in use"):
+                check_ports(another)
+            with pytest.raises(ConfigError, match="is in use"), hold_ports(another):
+                pass
+        with socket.socket() as server:  # as libp2p listens
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            server.bind(("0.0.0.0", port))
+            server.listen()
+            # The connection comes to who listens.
+            with socket.create_connection(("127.0.0.1", port), 5) as caller:
+                accepted, address_of_caller = server.accept()
+                accepted.close()
+                assert address_of_caller == caller.getsockname()
+    with hold_ports(resolve(host_maddrs=(address, address))):
+        pass
+    with hold_ports(resolve()):  # any free one: nothing to hold
+        pass
 
 
 def test_addresses_of_other_machines_cannot_be_listened_on():

@@ -10,6 +10,7 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from flexbench.core.errors import WorkerError
 from flexbench.core.progress import Silence
 from flexbench.models.families import DecoderSpec, decoder_spec
 from flexbench.petals_runtime.server_process import ServerFacts
@@ -24,7 +25,7 @@ from flexbench.server_config.config import ServerConfig, resolve_machine
 from flexbench.server_config.estimate import Estimate, estimate
 from flexbench.server_config.run_server import SwarmEntrance
 from flexbench.server_config.speeds import ComputeSpeed, Network
-from flexbench.server_config.swarm_check import SwarmReport, check_swarm, ranges_of
+from flexbench.server_config.swarm_check import SwarmReport, _unreachable, check_swarm, ranges_of
 from flexbench.server_config.swarm_sections import swarm_sections, to_swarm_record
 from flexbench.server_config.swarm_worker import Reachability, SwarmServer
 from flexbench.server_config.tables import print_sections
@@ -151,6 +152,31 @@ def test_a_new_swarm_starts_nothing_and_begins_with_the_first_block(spec):
     assert report.still_missing == (range(4, 6),)
     assert report.reachability is None
     assert "A new swarm" in shown(swarm_sections(report))
+
+
+@pytest.mark.parametrize(
+    ("said", "meaning"),
+    [
+        ("failed to connect to bootstrap peers", "none of its peers answers: they are down, not"),
+        ("dial: Peer ID mismatch: expected 1, but", "who answers there has another peer id"),
+    ],
+)
+def test_known_reasons_are_told_in_words(said, meaning):
+    details = "Traceback (most recent call last):\n  ...\nFull log: /tmp/swarm-check.log"
+    error = WorkerError("swarm check", f"failed: P2PDaemonError: {said}", details=details)
+    known = _unreachable("PEER", error, "connecting to its peers")
+    assert known.message.startswith(f"the swarm cannot be reached through PEER: {meaning}")
+    assert "P2PDaemonError" not in known.message
+    assert known.details == "Full log: /tmp/swarm-check.log"
+
+
+def test_other_reasons_are_told_as_they_are():
+    error = WorkerError("swarm check", "was killed by SIGKILL", details="last lines")
+    unknown = _unreachable("PEER", error, "loading Petals")
+    assert unknown.message == (
+        "the swarm cannot be reached through PEER: was killed by SIGKILL, while loading Petals"
+    )
+    assert unknown.details == "last lines"
 
 
 def estimate_of(spec: DecoderSpec, forward_rps: float | None) -> Estimate:
