@@ -36,27 +36,12 @@ def swarm_throughput(
     return least * server_tokens_per_s
 
 
-@functools.lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)  # the sizes of a sweep often hold equally many blocks
 def _fewest_servers_of_a_block(num_hidden_layers: int, num_blocks: int, num_servers: int) -> int:
     # Counted in whole servers: rounding would otherwise decide between equal windows.
     servers = [0] * num_hidden_layers
-    # A choice depends on differences alone, so what has come about once comes about again.
-    seen: dict[tuple[int, ...], int] = {}
-    minima: list[int] = []
-    for joined in range(num_servers + 1):
-        least = min(servers)
-        shape = tuple(count - least for count in servers)
-        if shape in seen:
-            return _continue(minima, seen[shape], joined, least, num_servers)
-        seen[shape] = joined
-        minima.append(least)
+    for _ in range(num_servers):
         start = best_start(servers, num_blocks)
         for block in range(start, start + num_blocks):
             servers[block] += 1
-    return minima[num_servers]
-
-
-def _continue(minima: list[int], begin: int, end: int, at_end: int, num_servers: int) -> int:
-    """The minimum after `num_servers` servers, when those from `begin` to `end` repeat."""
-    rounds, rest = divmod(num_servers - begin, end - begin)
-    return minima[begin + rest] + rounds * (at_end - minima[begin])
+    return min(servers)
