@@ -7,7 +7,6 @@ model is measured as the BLOOM of the same four dimensions.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol
@@ -170,8 +169,3 @@ def split_blocks(num_blocks: int, num_servers: int) -> list[range]:
         shares.append(range(start, end))
         start = end
     return shares
-
-
-def format_spans(spans: Sequence[range]) -> str:
-    """Block ranges for people: '0:6, 6:12'."""
-    return ", ".join(f"{span.start}:{span.stop}" for span in spans)

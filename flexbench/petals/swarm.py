@@ -11,7 +11,7 @@ from pathlib import Path
 from flexbench.core.errors import RunError, WorkerError
 from flexbench.core.processes import Crew, Deadline, Item, Ready, Worker
 from flexbench.core.progress import Phase, Progress
-from flexbench.petals.model import SwarmModel, format_spans
+from flexbench.petals.model import SwarmModel
 from flexbench.petals.peers import (
     Hop,
     ServerSpec,
@@ -23,6 +23,7 @@ from flexbench.petals.peers import (
 )
 from flexbench.petals.plan import Plan
 from flexbench.petals_runtime.crew import open_crew
+from flexbench.petals_runtime.spans import format_spans, missing_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,24 +136,11 @@ def look_at_swarm(crew: Crew, model: SwarmModel, *, timeout_s: float) -> SwarmVi
             f"the swarm cannot be reached through {peers}: {error.problem}", details=error.details
         ) from error
     crew.end([probe])
-    missing = missing_blocks(view.servers, model.shape.num_hidden_layers)
+    spans = (range(hop.start, hop.end) for hop in view.servers)
+    missing = missing_blocks(spans, model.shape.num_hidden_layers)
     if missing:
         raise RunError(
             f"nobody serves blocks {format_spans(missing)} of {model.shape.num_hidden_layers} "
             f"under the DHT prefix {model.dht_prefix!r} in the swarm of {peers}"
         )
     return view
-
-
-def missing_blocks(servers: Sequence[Hop], num_blocks: int) -> list[range]:
-    """The blocks that no server holds, as contiguous ranges."""
-    held = {block for hop in servers for block in range(hop.start, hop.end)}
-    missing: list[range] = []
-    for block in range(num_blocks):
-        if block in held:
-            continue
-        if missing and missing[-1].stop == block:
-            missing[-1] = range(missing[-1].start, block + 1)
-        else:
-            missing.append(range(block, block + 1))
-    return missing

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from flexbench.core.processes import Crew, Deadline, Finished, Item
 from flexbench.core.progress import Phase, Progress
 from flexbench.models.families import DecoderSpec
 from flexbench.petals_runtime.crew import open_crew
+from flexbench.petals_runtime.spans import missing_blocks, ranges_of
 from flexbench.server_config.addresses import (
     announced,
     for_run_server,
@@ -71,8 +71,8 @@ class SwarmReport:
     @property
     def missing(self) -> tuple[range, ...]:
         """The blocks that no server holds online."""
-        held = {block for server in self._online() for block in range(server.start, server.end)}
-        return ranges_of(block for block in range(self.num_hidden_layers) if block not in held)
+        spans = (range(server.start, server.end) for server in self._online())
+        return missing_blocks(spans, self.num_hidden_layers)
 
     @property
     def still_missing(self) -> tuple[range, ...]:
@@ -94,17 +94,6 @@ class SwarmReport:
 
     def _online(self) -> list[SwarmServer]:
         return [server for server in self.servers if server.state == _ONLINE]
-
-
-def ranges_of(blocks: Iterable[int]) -> tuple[range, ...]:
-    """Numbers in ascending order as contiguous ranges."""
-    ranges: list[range] = []
-    for block in blocks:
-        if ranges and ranges[-1].stop == block:
-            ranges[-1] = range(ranges[-1].start, block + 1)
-        else:
-            ranges.append(range(block, block + 1))
-    return tuple(ranges)
 
 
 def check_swarm(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from flexbench.petals_runtime.spans import format_spans
 from flexbench.server_config.sections import Section
 from flexbench.server_config.swarm_check import SwarmReport
 from flexbench.server_config.swarm_worker import Reachability, SwarmServer
@@ -24,14 +25,16 @@ def swarm_sections(report: SwarmReport) -> list[Section]:
 def _place(report: SwarmReport) -> Section:
     rows = [
         ("DHT prefix", report.dht_prefix),
-        ("Blocks that nobody serves", _spans(report.missing) or "none"),
+        ("Blocks that nobody serves", format_spans(report.missing) or "none"),
     ]
     if not report.missing:
         least = min(report.throughputs)
-        rows.append(("Weakest blocks", f"{_spans(report.weakest)}, {_number(least)} tokens/s"))
-    rows.append(("Petals would choose", _span(report.window)))
+        rows.append(
+            ("Weakest blocks", f"{format_spans(report.weakest)}, {_number(least)} tokens/s")
+        )
+    rows.append(("Petals would choose", format_spans([report.window])))
     if report.blocks != report.window:
-        rows.append(("This server takes", _span(report.blocks)))
+        rows.append(("This server takes", format_spans([report.blocks])))
     rows += [
         ("The model with this server", _outcome(report)),
         ("Reached directly", _reached(report.reachability)),
@@ -44,7 +47,7 @@ def _place(report: SwarmReport) -> Section:
 
 def _outcome(report: SwarmReport) -> str:
     if report.still_missing:
-        return f"is not complete: {_spans(report.still_missing)} are missing"
+        return f"is not complete: {format_spans(report.still_missing)} are missing"
     return "becomes complete" if report.missing else "is complete, as before"
 
 
@@ -85,14 +88,6 @@ def _name(server: SwarmServer) -> str:
 def _clean(text: str) -> str:
     """What strangers have announced, without anything that a terminal would obey."""
     return "".join(character for character in text if character.isprintable())[:_NAME_LENGTH]
-
-
-def _span(blocks: range) -> str:
-    return f"{blocks.start}:{blocks.stop}"
-
-
-def _spans(spans: Sequence[range]) -> str:
-    return ", ".join(map(_span, spans))
 
 
 def _number(value: float) -> str:

@@ -21,7 +21,7 @@ from flexbench.petals.measurement import Load, Measurement
 from flexbench.petals.model import dht_prefix_for, format_spans, split_blocks
 from flexbench.petals.peers import Hop
 from flexbench.petals.plan import make_plan
-from flexbench.petals.swarm import missing_blocks
+from flexbench.petals_runtime.spans import missing_blocks
 
 
 def trace(started_at: float, ended_at: float, tokens: int) -> RequestTrace:
@@ -109,11 +109,11 @@ def test_split_gives_the_larger_shares_first():
 
 
 def test_missing_blocks_are_named_as_ranges():
-    servers = [Hop(peer_id="a", start=2, end=4), Hop(peer_id="b", start=3, end=5)]
-    assert missing_blocks(servers, 8) == [range(0, 2), range(5, 8)]
-    assert missing_blocks(servers, 5) == [range(0, 2)]
-    assert missing_blocks([], 3) == [range(0, 3)]
-    assert missing_blocks([Hop(peer_id="a", start=0, end=3)], 3) == []
+    servers = [range(2, 4), range(3, 5)]
+    assert missing_blocks(servers, 8) == (range(0, 2), range(5, 8))
+    assert missing_blocks(servers, 5) == (range(0, 2),)
+    assert missing_blocks([], 3) == (range(0, 3),)
+    assert missing_blocks([range(0, 3)], 3) == ()
 
 
 def test_a_latency_is_a_number_that_carries_its_trace():

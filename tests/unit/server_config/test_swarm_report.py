@@ -14,6 +14,7 @@ from flexbench.core.errors import WorkerError
 from flexbench.core.progress import Silence
 from flexbench.models.families import DecoderSpec, decoder_spec
 from flexbench.petals_runtime.server_process import ServerFacts
+from flexbench.petals_runtime.spans import ranges_of
 from flexbench.server_config.addresses import resolve_entrance
 from flexbench.server_config.comparison import (
     compare,
@@ -25,7 +26,7 @@ from flexbench.server_config.config import ServerConfig, resolve_machine
 from flexbench.server_config.estimate import Estimate, estimate
 from flexbench.server_config.run_server import SwarmEntrance
 from flexbench.server_config.speeds import ComputeSpeed, Network
-from flexbench.server_config.swarm_check import SwarmReport, _unreachable, check_swarm, ranges_of
+from flexbench.server_config.swarm_check import SwarmReport, _unreachable, check_swarm
 from flexbench.server_config.swarm_sections import swarm_sections, to_swarm_record
 from flexbench.server_config.swarm_worker import Reachability, SwarmServer
 from flexbench.server_config.tables import print_sections
