@@ -29,9 +29,8 @@ def _place(report: SwarmReport) -> Section:
     ]
     if not report.missing:
         least = min(report.throughputs)
-        rows.append(
-            ("Weakest blocks", f"{format_spans(report.weakest)}, {_number(least)} tokens/s")
-        )
+        weakest = f"{format_spans(report.weakest)}, {_number(least)} tokens/s"
+        rows.append(("Weakest blocks", weakest))
     rows.append(("Petals would choose", format_spans([report.window])))
     if report.blocks != report.window:
         rows.append(("This server takes", format_spans([report.blocks])))

@@ -18,10 +18,10 @@ from flexbench.petals import _patch_bloom_config, bench
 from flexbench.petals.client import RequestLatency, RequestTrace
 from flexbench.petals.config import PetalsConfig, RunShape
 from flexbench.petals.measurement import Load, Measurement
-from flexbench.petals.model import dht_prefix_for, format_spans, split_blocks
+from flexbench.petals.model import dht_prefix_for, split_blocks
 from flexbench.petals.peers import Hop
 from flexbench.petals.plan import make_plan
-from flexbench.petals_runtime.spans import missing_blocks
+from flexbench.petals_runtime.spans import format_spans, missing_blocks
 
 
 def trace(started_at: float, ended_at: float, tokens: int) -> RequestTrace:
