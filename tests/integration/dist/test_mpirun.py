@@ -151,7 +151,8 @@ def test_two_jobs_side_by_side_with_more_ranks_than_cores(launch, tiny, tmp_path
         (record,) = records_in(tmp_path / str(num_ranks))
         assert_is_kept(record, num_ranks, "openmpi")
         job.assert_nothing_left()
-        assert job.temporary_files() == []
+    # Of either one: while the other runs, its address is there.
+    assert all(job.temporary_files() == [] for job in jobs.values())
 
 
 def test_torchrun(launch, tiny, tmp_path, expected):
