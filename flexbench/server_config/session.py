@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flexbench.core.errors import ConfigError
 from flexbench.core.results import RecordsFile
+from flexbench.server_config.addresses import resolve_entrance
 from flexbench.server_config.arguments import Request
 from flexbench.server_config.caveats import warnings_for
 from flexbench.server_config.config import Machine, ServerConfig, resolve_machine
@@ -113,6 +114,8 @@ def run(request: Request) -> None:
     """Answer the request, and print the answer to standard output."""
     from flexbench.core.progress import progress_console, show_progress
 
+    # What run_server would refuse is not to be in a command that is printed, either.
+    resolve_entrance(request.entrance, listens=not request.dry_run)
     with show_progress(progress_console(), quiet=request.quiet) as progress:
         if request.dry_run:
             answers = answer(request, progress)
@@ -124,7 +127,7 @@ def run(request: Request) -> None:
 
 def _look_at_swarm(request: Request, progress: Progress) -> None:
     from flexbench.petals_runtime.requirement import ensure_petals_installed
-    from flexbench.server_config.addresses import check_ports, resolve_entrance
+    from flexbench.server_config.addresses import check_ports
     from flexbench.server_config.launch import check_launch
     from flexbench.server_config.live import run_live
 
