@@ -17,9 +17,8 @@ from pathlib import Path
 
 from flexbench.core.checks import check_count
 from flexbench.core.errors import ConfigError
-from flexbench.server_config.run_server import SwarmEntrance
+from flexbench.server_config.run_server import PUBLIC_SWARM, SwarmEntrance
 
-PUBLIC_SWARM = "public"
 LOOPBACK_ADDRESS = "/ip4/127.0.0.1/tcp/0"
 _HIGHEST_PORT = 65535
 _ADDRESS = re.compile(
@@ -82,7 +81,7 @@ def _check_forms(entrance: SwarmEntrance) -> None:
         _check_address("--host-maddrs", address)
     for address in entrance.announce_maddrs:
         _check_announced(address)
-    if not asks_public_swarm(entrance):
+    if not entrance.is_public:
         for address in entrance.initial_peers:
             _check_peer(address)
     if entrance.dht_prefix is not None and not re.fullmatch(r"[^.\s]+", entrance.dht_prefix):
@@ -161,7 +160,7 @@ def _check_identity(entrance: SwarmEntrance) -> None:
 
 
 def _check_peer_ids(entrance: SwarmEntrance) -> None:
-    if asks_public_swarm(entrance):
+    if entrance.is_public:
         return
     for address in entrance.initial_peers:
         for peer_id in re.findall(r"/p2p/([^/]*)", address):
@@ -171,16 +170,6 @@ def _check_peer_ids(entrance: SwarmEntrance) -> None:
                     f"{peer_id!r} in {address!r} is no peer id: those have about 50 letters and "
                     "digits (Base58: without 0, O, I and l), and begin with 12D3Koo or Qm",
                 )
-
-
-def asks_public_swarm(entrance: SwarmEntrance) -> bool:
-    """Whether the server joins Petals' public swarm."""
-    return entrance.initial_peers == (PUBLIC_SWARM,)
-
-
-def for_run_server(entrance: SwarmEntrance) -> SwarmEntrance:
-    """The entrance in run_server's own terms: it joins the public swarm if no peers are named."""
-    return replace(entrance, initial_peers=()) if asks_public_swarm(entrance) else entrance
 
 
 def listening_addresses(entrance: SwarmEntrance) -> tuple[str, ...]:

@@ -73,7 +73,6 @@ def launch(
 
     `on_ready` is called as soon as the swarm sees it online. Raises Interrupted when it was
     stopped, WorkerError or RunError when it ended by itself, DeadlineError when it did not start.
-    `entrance` is in run_server's own terms, see `addresses.for_run_server`.
     """
     arguments = run_server_arguments(config, estimate, entrance)
     with open_crew(log_folder) as crew:

@@ -31,6 +31,16 @@ class SwarmEntrance:
     identity_path: str | None = None
     public_name: str | None = None
 
+    @property
+    def is_public(self) -> bool:
+        """Whether it is Petals' public swarm that is named."""
+        return self.initial_peers == (PUBLIC_SWARM,)
+
+    @property
+    def named_peers(self) -> tuple[str, ...]:
+        """The peers as run_server takes them: none for the public swarm, which it then joins."""
+        return () if self.is_public else self.initial_peers
+
 
 def default_dht_prefix(model: DecoderSpec) -> str:
     """The key under which Petals announces the blocks of `model` if nobody says another.
@@ -92,12 +102,10 @@ def run_server_arguments(
 
 def _entrance_arguments(entrance: SwarmEntrance) -> list[str]:
     arguments: list[str] = []
-    is_public = entrance.initial_peers == (PUBLIC_SWARM,)
     if entrance.new_swarm:
         arguments.append("--new_swarm")
     for option, values in (
-        # run_server joins the public swarm if no peers are named.
-        ("--initial_peers", () if is_public else entrance.initial_peers),
+        ("--initial_peers", entrance.named_peers),
         ("--host_maddrs", entrance.host_maddrs),
         ("--announce_maddrs", entrance.announce_maddrs),
     ):

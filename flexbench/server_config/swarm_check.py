@@ -13,7 +13,6 @@ from flexbench.petals_runtime.crew import open_crew
 from flexbench.petals_runtime.spans import missing_blocks, ranges_of
 from flexbench.server_config.addresses import (
     announced,
-    for_run_server,
     listening_addresses,
 )
 from flexbench.server_config.run_server import SwarmEntrance, default_dht_prefix
@@ -113,7 +112,7 @@ def check_swarm(
     """
     dht_prefix = entrance.dht_prefix or default_dht_prefix(spec)
     question = SwarmQuestion(
-        initial_peers=for_run_server(entrance).initial_peers,
+        initial_peers=entrance.named_peers,
         dht_prefix=dht_prefix,
         num_hidden_layers=spec.num_hidden_layers,
         num_blocks=num_blocks,

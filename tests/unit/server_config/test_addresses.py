@@ -9,9 +9,7 @@ import pytest
 from flexbench.core.errors import ConfigError
 from flexbench.server_config.addresses import (
     announced,
-    asks_public_swarm,
     check_ports,
-    for_run_server,
     hold_ports,
     listening_addresses,
     resolve_entrance,
@@ -115,11 +113,11 @@ def test_forms_of_peers(peer):
 
 def test_the_public_swarm_is_what_run_server_joins_if_no_peers_are_named():
     entrance = resolve(initial_peers=("public",))
-    assert asks_public_swarm(entrance)
-    assert for_run_server(entrance).initial_peers == ()
+    assert entrance.is_public
+    assert entrance.named_peers == ()
     private = resolve(initial_peers=(PEER,))
-    assert not asks_public_swarm(private)
-    assert for_run_server(private) == private
+    assert not private.is_public
+    assert private.named_peers == private.initial_peers
 
 
 def test_the_identity_needs_a_folder(tmp_path):
