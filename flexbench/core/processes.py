@@ -10,7 +10,8 @@ Three rules make this hold even when processes are killed:
   with it, by the group's id.
 
 Workers come from a fork server that has already imported the heavy libraries: that cost is paid
-once, not once a process.
+once, not once a process. Workers that need none of them are forked from this process itself, which
+takes milliseconds; that is for commands that have started no threads by then.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.connection import Connection
@@ -158,10 +159,16 @@ def _worker_main(
     title: str,
     log_path: str,
     scratch_folder: str,
+    inherited: Sequence[Connection] = (),
 ) -> None:
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C means
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # A forked worker has copies of the parent's ends of all pipes: none would ever seem closed.
+    for pipe in inherited:
+        pipe.close()
     _redirect_output(log_path)
     _redirect_temporary_files(scratch_folder)
     _set_title(title)
@@ -271,15 +278,18 @@ class Crew:
         scratch_folder: Path,
         signals: SignalWatch,
         preload: Sequence[str] = (),
+        is_forked: bool = False,
     ) -> None:
         """A crew without workers yet.
 
         Logs go to `log_folder`, the workers' temporary files to `scratch_folder`; removing them
         after the crew's end is up to the caller. A signal that `signals` notices interrupts the
-        waiting for messages. The fork server imports the modules in `preload`.
+        waiting for messages. The fork server imports the modules in `preload`; with `is_forked`,
+        there is none, and workers are copies of this process.
         """
-        self._context = multiprocessing.get_context("forkserver")
-        self._fork_server = fork_server(preload)
+        self._context: Any = multiprocessing.get_context("fork" if is_forked else "forkserver")
+        self._is_forked = is_forked
+        self._fork_server = nullcontext() if is_forked else fork_server(preload)
         self._signals = signals
         self._log_folder = log_folder
         self.scratch_folder = scratch_folder
@@ -305,6 +315,10 @@ class Crew:
         log_path = self._log_folder / f"{name.replace(' ', '-')}.log"
         order_reader, order_writer = multiprocessing.Pipe(duplex=False)
         report_reader, report_writer = multiprocessing.Pipe(duplex=False)
+        inherited: list[Connection] = []
+        if self._is_forked:
+            inherited = [pipe for one in self._workers for pipe in (one.orders, one.reports)]
+            inherited += [order_writer, report_reader]
         process = self._context.Process(
             target=_worker_main,
             name=name,
@@ -315,13 +329,14 @@ class Crew:
                 f"flexbench: {name}",
                 str(log_path),
                 str(self.scratch_folder),
+                inherited,
             ),
         )
         log_start = log_path.stat().st_size if log_path.exists() else 0
         worker = Worker(name, log_path, log_start, process, order_writer, report_reader)
         self._workers.append(worker)
         # The first start waits until the fork server has done its imports; ending that ends it.
-        self._signals.on_stop = kill_fork_server
+        self._signals.on_stop = None if self._is_forked else kill_fork_server
         try:
             self._signals.raise_if_stopped()
             process.start()

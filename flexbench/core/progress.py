@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichBar
     from rich.progress import TaskID
+    from rich.text import Text
 
 
 # Where a line is all there is, how often one is worth it.
@@ -44,6 +45,9 @@ class Phase(Protocol):
     def advance(self) -> None:
         """One step is done."""
 
+    def show(self, text: str, completed: float) -> None:
+        """So many steps are done; `text` says how it goes right now, in a line."""
+
 
 class Silence:
     """Says nothing; it is both a Progress and a Phase."""
@@ -63,6 +67,9 @@ class Silence:
 
     def advance(self) -> None:
         """Ignore the step."""
+
+    def show(self, text: str, completed: float) -> None:
+        """Ignore how it goes."""
 
 
 class PlainProgress:
@@ -103,21 +110,29 @@ class _PlainPhase:
             self._told_at = time.monotonic()
             self._note(f"{self._description}: {self._done} of {self._total}")
 
+    def show(self, text: str, completed: float) -> None:  # noqa: ARG002
+        if time.monotonic() - self._told_at >= _TELL_EVERY_S:
+            self._told_at = time.monotonic()
+            self._note(f"{self._description}: {text}")
+
 
 class LiveProgress:
     """A bar that is replaced from phase to phase, with the notes above it."""
 
-    def __init__(self, bar: RichBar) -> None:
+    def __init__(self, bar: RichBar, line: Text) -> None:
+        """`line` is shown below the bar."""
         self._bar = bar
+        self._line = line
 
     @contextmanager
     def phase(self, description: str, total: int) -> Iterator[Phase]:
         """Show a bar with `total` steps until the block is left."""
         task = self._bar.add_task(description, total=total)
         try:
-            yield _LivePhase(self._bar, task)
+            yield _LivePhase(self._bar, task, self._line)
         finally:
             self._bar.remove_task(task)
+            self._line.plain = ""
 
     def note(self, text: str) -> None:
         """Print `text` above the bar."""
@@ -135,12 +150,17 @@ class LiveProgress:
 
 
 class _LivePhase:
-    def __init__(self, bar: RichBar, task: TaskID) -> None:
+    def __init__(self, bar: RichBar, task: TaskID, line: Text) -> None:
         self._bar = bar
         self._task = task
+        self._line = line
 
     def advance(self) -> None:
         self._bar.advance(self._task)
+
+    def show(self, text: str, completed: float) -> None:
+        self._line.plain = text
+        self._bar.update(self._task, completed=completed)
 
 
 def progress_console() -> Console:
@@ -165,6 +185,7 @@ def show_progress(console: Console, *, quiet: bool) -> Iterator[Progress]:
     elif not console.is_terminal:
         yield PlainProgress(console)
     else:
+        from rich.console import RenderableType
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
@@ -173,6 +194,15 @@ def show_progress(console: Console, *, quiet: bool) -> Iterator[Progress]:
             TextColumn,
             TimeElapsedColumn,
         )
+        from rich.text import Text
+
+        line = Text(no_wrap=True, overflow="ellipsis")
+
+        class BarAndLine(Progress):
+            def get_renderables(self) -> Iterator[RenderableType]:
+                yield from super().get_renderables()
+                if line.plain:
+                    yield line
 
         columns = (
             SpinnerColumn(),
@@ -181,5 +211,5 @@ def show_progress(console: Console, *, quiet: bool) -> Iterator[Progress]:
             MofNCompleteColumn(),
             TimeElapsedColumn(),
         )
-        with Progress(*columns, console=console, transient=True) as bar:
-            yield LiveProgress(bar)
+        with BarAndLine(*columns, console=console, transient=True, refresh_per_second=5) as bar:
+            yield LiveProgress(bar, line)

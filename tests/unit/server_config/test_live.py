@@ -8,6 +8,7 @@ import json
 import pytest
 from rich.console import Console
 from rich.progress import Progress as RichBar
+from rich.text import Text
 
 from flexbench.core.errors import FlexbenchError
 from flexbench.core.progress import LiveProgress, Silence, progress_console
@@ -133,7 +134,7 @@ def test_a_bar_is_gone_while_something_else_is_printed():
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=60)
     with RichBar(console=console, transient=True) as bar:
-        progress = LiveProgress(bar)
+        progress = LiveProgress(bar, Text())
         with progress.phase("Starting", total=3):
             with progress.pause():
                 assert not bar.live.is_started
