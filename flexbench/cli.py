@@ -30,6 +30,10 @@ COMMANDS = {
         "flexbench.server_config.command",
         "Size a Petals server: blocks, memory and throughput before it is started.",
     ),
+    "serving": (
+        "flexbench.serving.command",
+        "Load a serving endpoint: throughput-latency curves, saturation.",
+    ),
     "report": (
         "flexbench.report.command",
         "Summarize results: every configuration's mean, smallest and largest figures.",

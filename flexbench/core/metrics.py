@@ -132,6 +132,126 @@ STEPS_PER_S = Metric(
     higher_is_better=True,
 )
 
+TTFT = Metric(
+    name="ttft",
+    label="Time to first token",
+    unit="s",
+    formula="first content - sent",
+    higher_is_better=False,
+)
+
+TTFT_SCHEDULED = Metric(
+    name="ttft_scheduled",
+    label="Time to first token from schedule",
+    unit="s",
+    formula="first content - scheduled",
+    higher_is_better=False,
+)
+
+ITL = Metric(
+    name="itl",
+    label="Inter-token latency",
+    unit="s",
+    formula="chunk j - chunk j-1, gaps of all requests together",
+    higher_is_better=False,
+)
+
+TPOT = Metric(
+    name="tpot",
+    label="Time per output token",
+    unit="s",
+    formula="(e2e - ttft) / (output tokens - 1), for more than one output token",
+    higher_is_better=False,
+)
+
+E2E = Metric(
+    name="e2e",
+    label="End-to-end latency",
+    unit="s",
+    formula="last content - sent",
+    higher_is_better=False,
+)
+
+E2E_SCHEDULED = Metric(
+    name="e2e_scheduled",
+    label="End-to-end latency from schedule",
+    unit="s",
+    formula="last content - scheduled",
+    higher_is_better=False,
+)
+
+SEND_LATENESS = Metric(
+    name="send_lateness",
+    label="Lateness of sends",
+    unit="s",
+    formula="sent - scheduled",
+    higher_is_better=False,
+)
+
+REQUESTS_PER_S = Metric(
+    name="requests_per_s",
+    label="Requests",
+    unit="requests/s",
+    formula="answers that ended well in the window / window",
+    higher_is_better=True,
+)
+
+OUTPUT_TOKENS_PER_S = Metric(
+    name="output_tokens_per_s",
+    label="Output tokens",
+    unit="tokens/s",
+    formula="output tokens that arrived in the window / window",
+    higher_is_better=True,
+)
+
+INPUT_TOKENS_PER_S = Metric(
+    name="input_tokens_per_s",
+    label="Input tokens",
+    unit="tokens/s",
+    formula="prompt tokens of requests with first content in the window / window",
+    higher_is_better=True,
+)
+
+GOODPUT = Metric(
+    name="goodput",
+    label="Goodput",
+    unit="requests/s",
+    formula="answers that ended in the window and met every condition / window",
+    higher_is_better=True,
+)
+
+STEADY_REQUESTS_PER_S = Metric(
+    name="steady_requests_per_s",
+    label="Requests, steady",
+    unit="requests/s",
+    formula="sum over answers of (part of sent..ended in the steady window) / steady window",
+    higher_is_better=True,
+)
+
+IN_FLIGHT = Metric(
+    name="in_flight",
+    label="In flight",
+    unit="requests",
+    formula="sum over requests of (time of sent..ended in the window) / window",
+    higher_is_better=True,
+)
+
+TOKENS_PER_CHUNK = Metric(
+    name="tokens_per_chunk",
+    label="Tokens per chunk",
+    unit="tokens",
+    formula="output tokens / chunks with content",
+    higher_is_better=False,
+)
+
+ERROR_RATE = Metric(
+    name="error_rate",
+    label="Errors",
+    unit="1",
+    formula="failed / (failed + ended well)",
+    higher_is_better=False,
+)
+
 METRICS = (
     THROUGHPUT,
     MEAN_LATENCY,
@@ -147,6 +267,21 @@ METRICS = (
     NETWORK_RPS,
     ANNOUNCED_THROUGHPUT,
     STEPS_PER_S,
+    TTFT,
+    TTFT_SCHEDULED,
+    ITL,
+    TPOT,
+    E2E,
+    E2E_SCHEDULED,
+    SEND_LATENESS,
+    REQUESTS_PER_S,
+    OUTPUT_TOKENS_PER_S,
+    INPUT_TOKENS_PER_S,
+    GOODPUT,
+    STEADY_REQUESTS_PER_S,
+    IN_FLIGHT,
+    TOKENS_PER_CHUNK,
+    ERROR_RATE,
 )
 
 

@@ -383,6 +383,8 @@ class Crew:
         timeout_s = min(deadline.remaining_s(), _LONGEST_WAIT_S)
         sources = connection.wait([*by_source, self._signals.wakeup], timeout_s)
         self._signals.raise_if_stopped()
+        # Awake, but not to stop: who asks others whether to stop has to be asked now and then.
+        sources = [source for source in sources if source is not self._signals.wakeup]
         if not sources and deadline.remaining_s() == 0:
             raise deadline.error()
         reporting = [by_source[s] for s in sources if isinstance(s, Connection)]

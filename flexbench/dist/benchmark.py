@@ -2,34 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 
 import numpy as np
 import torch
 
-from flexbench import __version__
 from flexbench.core import environment
-from flexbench.core.errors import Interrupted, RunError
+from flexbench.core.errors import Interrupted
 from flexbench.core.progress import Progress
-from flexbench.dist.backstop import Backstop
 from flexbench.dist.homes import ExecutionEnv
-from flexbench.dist.hosts import look_around
-from flexbench.dist.launch import Launch
 from flexbench.dist.measurement import Measurement, Projection, StageReport
-from flexbench.dist.partition import Balance
 from flexbench.dist.pipeline import DistOptLM
 from flexbench.dist.plan import DistPlan
-from flexbench.dist.process_group import open_process_group
 from flexbench.dist.record import RunKeeper
-from flexbench.dist.room import check_own_weights, check_room
 from flexbench.dist.schedule import Workload
+from flexbench.dist.stage import fingerprint, load_stage, meet, open_stage
 from flexbench.dist.task import IntArray
-from flexbench.dist.watch import LONGEST_RUN_S, PeerWatch
+from flexbench.ranks.backstop import Backstop
+from flexbench.ranks.launch import Launch
+from flexbench.ranks.watch import LONGEST_RUN_S, PeerWatch
 
 # A signal may come a little before the news of the rank that was lost.
 _CAUSE_S = 0.1
@@ -66,10 +60,11 @@ def run_benchmark(
         with keeper.failures_kept(), Backstop(launch, keeper.keep_failure) as backstop:
             watch = PeerWatch(
                 launch,
+                purpose="dist",
                 head_ip=head_ip,
                 port=port,
                 timeout_s=plan.config.comm_timeout_s,
-                fingerprint=_fingerprint(plan),
+                fingerprint=fingerprint(plan),
                 on_lost=backstop.on_lost,
             )
             backstop.also(watch.report)
@@ -92,29 +87,12 @@ def _meet_and_run(
                 stack.enter_context(watch)
         try:
             keeper.check(progress)
-            host = look_around(watch, launch)
-            torch.set_num_threads(host.num_threads)
-            check_own_weights(plan, launch)
-            if not plan.config.allow_overcommit:
-                check_room(plan, launch, host)
-            _meet(watch, launch, "checked")
-            env = ExecutionEnv.create(plan.config.offload_dir, local_rank=launch.local_rank)
-            if env.has_gpu:
-                torch.cuda.set_device(env.gpu.device)
-            with open_process_group(watch, launch, backend=plan.backend), _memory_errors():
+            with open_stage(plan, launch, watch) as env:
                 return _run(plan, launch, watch, env, keeper, progress)
         except (Interrupted, KeyboardInterrupt):
             # A launcher stops all ranks when one has died: that is what people want to know.
             watch.wait_for_loss(_CAUSE_S)
             raise
-
-
-def _meet(watch: PeerWatch, launch: Launch, where: str) -> None:
-    """Wait until all ranks are here."""
-    watch.publish(where, None)
-    if launch.rank == 0:
-        watch.collect(where, LONGEST_RUN_S)
-    watch.share(f"{where}: go on", None, LONGEST_RUN_S)
 
 
 def _run(
@@ -125,7 +103,7 @@ def _run(
     keeper: RunKeeper,
     progress: Progress,
 ) -> Outcome | None:
-    model = _load(plan, launch, env, progress)
+    model = load_stage(plan, launch, env, progress)
     environment.reset_peak_resident_bytes()  # checkpoints are mapped while they are read
     try:
         output_ids = _warm_up_and_run(plan, launch, watch, model, progress)
@@ -162,34 +140,11 @@ def _warm_up_and_run(
         generate(max_new_tokens=num_warmup)
     if model.env.has_gpu:
         torch.cuda.reset_peak_memory_stats(model.env.gpu.device)
-    _meet(watch, launch, "warm-up")
+    meet(watch, launch, "warm-up")
     with progress.phase("Run", total=config.num_tokens * plan.num_inner_iterations) as phase:
         model.on_unit = phase.advance
         return generate(
             max_new_tokens=config.gen_len, stop=config.stop, cut_gen_len=config.cut_gen_len
-        )
-
-
-def _load(plan: DistPlan, launch: Launch, env: ExecutionEnv, progress: Progress) -> DistOptLM:
-    config = plan.config
-    stage = plan.stages[launch.rank].stage
-    num_layers = len(stage.layers) * (2 if plan.policy.sep_layer else 1)
-    with progress.phase(
-        "Loading weights", total=num_layers + stage.is_first + stage.is_last
-    ) as phase:
-        return DistOptLM(
-            plan.model,
-            env,
-            plan.weights_path,
-            plan.policy,
-            launch.rank,
-            plan.num_stages,
-            config.comm_device,
-            plan.num_inner_iterations,
-            config.async_comm,
-            balance=Balance(config.balance),
-            weight_seed=config.seed,
-            on_layer=phase.advance,
         )
 
 
@@ -265,27 +220,3 @@ def _count_generated(new_ids: IntArray, stop: int | None) -> int:
     is_stop = new_ids == stop
     lengths = np.where(is_stop.any(axis=1), is_stop.argmax(axis=1) + 1, new_ids.shape[1])
     return int(lengths.sum())
-
-
-# --- what surrounds it ---
-
-
-def _fingerprint(plan: DistPlan) -> str:
-    """What has to be the same on all ranks, hashed. Folders may differ from host to host."""
-    local = ("offload_dir", "output", "log_file", "no_log", "verbose", "path", "model")
-    config = {name: value for name, value in asdict(plan.config).items() if name not in local}
-    model = asdict(plan.model) | {"name": None}
-    described = json.dumps([__version__, config, model, plan.is_dummy], default=str, sort_keys=True)
-    return hashlib.sha256(described.encode()).hexdigest()
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """Torch has no error of its own for a CPU without memory."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        text = str(error)
-        if isinstance(error, MemoryError) or "out of memory" in text or "allocate memory" in text:
-            raise RunError(f"out of memory: {text.partition(chr(10))[0]}") from error
-        raise

@@ -14,9 +14,9 @@ from flexbench.core.options import SwitchCommand
 from flexbench.dist import config as defaults
 from flexbench.dist import options
 from flexbench.dist.config import DistConfig, config_from
-from flexbench.dist.launch import MAX_PORT, Launch, detect_launch
 from flexbench.dist.partition import Balance
-from flexbench.dist.rank import first_rank_speaks, open_console
+from flexbench.ranks.launch import MAX_PORT, Launch, detect_launch
+from flexbench.ranks.rank import first_rank_speaks, open_console
 
 if TYPE_CHECKING:
     from flexbench.dist.benchmark import Outcome

@@ -9,7 +9,7 @@ from typing import Any
 from flexbench.core.progress import Silence
 from flexbench.core.results import ResultRow
 from flexbench.dist.config import config_from
-from flexbench.dist.launch import detect_launch
+from flexbench.ranks.launch import detect_launch
 
 
 def run_flexllmgen_dist(args: Any) -> ResultRow | None:

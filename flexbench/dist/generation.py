@@ -16,7 +16,7 @@ from flexbench.dist.layers import MLP, InputEmbed, Layer, OutputEmbed
 from flexbench.dist.messages import Messages
 from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.policy import Policy
-from flexbench.dist.prompts import Blocks, Masks, Tokens
+from flexbench.dist.prompts import Blocks, Masks, OnTokens, Tokens
 from flexbench.dist.schedule import Action, Op, Step, StepAction, Unit, Workload
 from flexbench.dist.task import IntArray, Task
 from flexbench.dist.timing import ComputeClock, StageTimes
@@ -44,17 +44,19 @@ class Generation:
         is_overlapped: bool,
         on_allocated: Callable[[], None],
         on_unit: Callable[[], None],
+        on_tokens: OnTokens | None = None,
     ) -> None:
         """Allocate everything.
 
-        `on_allocated` is called when all is ready to start, `on_unit` whenever a unit is done.
+        `on_allocated` is called when all is ready to start, `on_unit` whenever a unit is done,
+        `on_tokens` when this stage knows the tokens of some prompts.
         """
         self._config, self._task, self._workload = config, task, workload
         self._layers, self._link, self._is_last = layers, link, is_last
         self._on_allocated, self._on_unit = on_allocated, on_unit
         self._device = env.gpu.device
         self._blocks = Blocks(policy.gpu_batch_size, workload.num_batches, workload.num_iterations)
-        self._tokens = Tokens(task, config.pad_token_id)
+        self._tokens = Tokens(task, config.pad_token_id, on_tokens)
         self._masks = Masks(task, self._device)
         self._clock = ComputeClock(self._device)
         self.times = StageTimes()

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from flexbench.core.environment import usable_cpus
-from flexbench.dist.launch import Launch
-from flexbench.dist.watch import LONGEST_RUN_S, PeerWatch
+from flexbench.ranks.clocks import host_id
+from flexbench.ranks.launch import Launch
+from flexbench.ranks.watch import LONGEST_RUN_S, PeerWatch
 
 
 @dataclass(frozen=True)
@@ -23,7 +22,7 @@ class HostShare:
 
 def look_around(watch: PeerWatch, launch: Launch) -> HostShare:
     """Let all ranks tell each other where they are; all have to call it."""
-    watch.publish("host", {"host": _host_id(), "cpus": usable_cpus()})
+    watch.publish("host", {"host": host_id(), "cpus": usable_cpus()})
     everyone: dict[str, Any] = {}
     if launch.rank == 0:
         collected = watch.collect("host", LONGEST_RUN_S)
@@ -40,11 +39,3 @@ def _num_threads(share: int) -> int:
     """Torch would take a single one when it sees certain launchers' variables."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) > 0 else max(1, share)
-
-
-def _host_id() -> str:
-    """The same for all processes since the host has started; containers share it."""
-    try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return platform.node()

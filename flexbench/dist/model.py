@@ -16,6 +16,7 @@ from flexbench.dist.layers import InputEmbed, Layer, OutputEmbed, WeightSpec, la
 from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.partition import Stage
 from flexbench.dist.policy import Policy
+from flexbench.dist.prompts import OnTokens
 from flexbench.dist.schedule import Action, Pipeline, Workload
 from flexbench.dist.task import IntArray, Task, make_task
 from flexbench.dist.timing import StageTimes
@@ -61,6 +62,12 @@ class OptLM:
         """Of the last call of `generate`."""
         self.on_unit: Callable[[], None] = _ignore
         """Called whenever the stage has done one token of one block of prompts."""
+        self.on_tokens: OnTokens | None = None
+        """Called when tokens of some prompts are there, if this stage gets to know them.
+
+        With several stages the first does, of all but the last token, which nobody feeds back, and
+        the last stage does.
+        """
         self._weights: list[LayerWeights] = []
         self._weight_env = env.branch()
         source = self._open_source(path, weight_seed)
@@ -175,6 +182,7 @@ class OptLM:
             is_overlapped=is_overlapped,
             on_allocated=self._meet,
             on_unit=self.on_unit,
+            on_tokens=self.on_tokens,
         )
         self.times = generation.times
         return generation.run(actions)

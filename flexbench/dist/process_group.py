@@ -22,11 +22,11 @@ import torch
 from torch import distributed
 
 from flexbench.core.errors import ConfigError, RunError
-from flexbench.dist.launch import Launch, detect_launch
-from flexbench.dist.meeting_points import check_place, listen_at, own_address_towards, resolve
 from flexbench.dist.transport import PeerError
-from flexbench.dist.watch import PeerWatch
-from flexbench.dist.wording import name_address, summarize
+from flexbench.ranks.launch import Launch, detect_launch
+from flexbench.ranks.meeting_points import check_place, listen_at, own_address_towards, resolve
+from flexbench.ranks.watch import PeerWatch
+from flexbench.ranks.wording import name_address, summarize
 
 # As good as never. More milliseconds than 31 bits hold would be asking for trouble.
 _NEVER = timedelta(days=20)

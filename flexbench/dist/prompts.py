@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from flexbench.dist.schedule import Step, Unit
-from flexbench.dist.task import Task
+from flexbench.dist.task import IntArray, Task
+
+OnTokens = Callable[[range, int, IntArray], None]
+"""Is told of new tokens: the prompts they belong to, their number from 0, and their ids, (B,)."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,10 @@ class Blocks:
 class Tokens:
     """Tokens of all prompts, as far as this stage knows them."""
 
-    def __init__(self, task: Task, pad_token_id: int) -> None:
+    def __init__(self, task: Task, pad_token_id: int, on_tokens: OnTokens | None = None) -> None:
         self._task = task
         self._pad = pad_token_id
+        self._on_tokens = on_tokens
         shape = (task.num_prompts, task.prompt_len + task.gen_len)
         self.ids = np.full(shape, pad_token_id, dtype=np.int64)
         self.ids[:, : task.prompt_len] = task.input_ids
@@ -61,6 +66,8 @@ class Tokens:
             chosen = np.where(self._finished[rows], self._pad, chosen)
             self._finished[rows] |= chosen == self._task.stop
         self.ids[rows, self._task.prompt_len + token] = chosen
+        if self._on_tokens is not None:
+            self._on_tokens(prompts, token, chosen)
 
     def all_finished(self, prompts: range) -> bool:
         """Whether each of them has had its stop token."""

@@ -19,10 +19,10 @@ from flexbench.core.results import (
     mixed_results_note,
     utc_now,
 )
-from flexbench.dist.launch import Launch
 from flexbench.dist.log_file import append_log, check_log, log_path
 from flexbench.dist.measurement import Measurement
 from flexbench.dist.plan import DistPlan
+from flexbench.ranks.launch import Launch
 
 PACKAGES = ("torch", "numpy", "safetensors")
 # What runs in one results file should have in common: its columns do not hold it.

@@ -11,11 +11,11 @@ from flexbench.core.errors import ConfigError
 from flexbench.core.units import format_bytes
 from flexbench.dist.homes import TorchDisk
 from flexbench.dist.hosts import HostShare
-from flexbench.dist.launch import Launch
 from flexbench.dist.layers import layers_of
 from flexbench.dist.placement import HomeBytes
 from flexbench.dist.plan import DistPlan
 from flexbench.dist.weight_files import check_weights, open_folder
+from flexbench.ranks.launch import Launch
 
 
 def check_own_weights(plan: DistPlan, launch: Launch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -38,6 +39,16 @@ class PutQueue(Protocol):
 
     def put(self, item: Any) -> None:
         """Send one item."""
+
+
+class TokenStreamer(Protocol):
+    """What transformers asks of a streamer."""
+
+    def put(self, value: torch.Tensor) -> None:
+        """The prompt, (B, S), then the tokens of each step, (B,), on the CPU."""
+
+    def end(self) -> None:
+        """That was the last of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +134,20 @@ class SwarmClient:
             for _ in range(count)
         ]
 
-    def generate(self, prompt: torch.Tensor, max_tokens: int) -> tuple[torch.Tensor, list[Hop]]:
+    def prompt_of(self, ids: Sequence[int]) -> torch.Tensor:
+        """One prompt of these token ids, int64 (1, sequence_length); any number is a token."""
+        import torch
+
+        return torch.tensor([[token % self._vocab_size for token in ids]], device=self._device)
+
+    def generate(
+        self, prompt: torch.Tensor, max_tokens: int, *, streamer: TokenStreamer | None = None
+    ) -> tuple[torch.Tensor, list[Hop]]:
         """Generate `max_tokens` tokens greedily; returns prompt and new tokens, and the route.
 
-        With 0, the prompt is run through all blocks (the prefill) and nothing is generated.
+        With 0, the prompt is run through all blocks (the prefill) and nothing is generated. The
+        `streamer` is told of the prompt first, then of every token as soon as it is chosen; what it
+        raises ends the generation.
         """
         import torch
 
@@ -137,7 +158,11 @@ class SwarmClient:
                 output = prompt
             else:
                 output = self._model.generate(
-                    prompt, max_new_tokens=max_tokens, do_sample=False, session=session
+                    prompt,
+                    max_new_tokens=max_tokens,
+                    do_sample=False,
+                    session=session,
+                    streamer=streamer,
                 )
             route = _route(session)
         return output, route

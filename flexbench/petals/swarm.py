@@ -40,33 +40,41 @@ class OpenSwarm:
 def open_swarm(
     plan: Plan, *, log_folder: Path | None = None, progress: Progress
 ) -> Iterator[OpenSwarm]:
-    """The swarm of the plan: a private one is started, a running one is looked at.
+    """The swarm of the plan, in a crew of its own, which ends with the block.
 
     Raises RunError, or Interrupted, when that does not come to an end.
     """
+    with open_crew(log_folder) as crew:
+        yield start_swarm(crew, plan, progress=progress)
+
+
+def start_swarm(crew: Crew, plan: Plan, *, progress: Progress) -> OpenSwarm:
+    """The swarm of the plan: a private one is started in `crew`, a running one is looked at.
+
+    Raises as `open_swarm` does.
+    """
     config = plan.config
     started_at = time.monotonic()
-    with open_crew(log_folder) as crew:
-        model = SwarmModel(
-            shape=config.shape,
-            dht_prefix=config.effective_dht_prefix,
-            initial_peers=config.initial_peers,
-            device=config.device,
-            dtype=config.dtype,
-            seed=config.seed,
-            connect_timeout_s=config.connect_timeout_s,
-            max_retries=config.max_retries,
-        )
-        if config.is_embedded:
-            title = f"Starting a swarm of {len(plan.servers)} servers"
-            with progress.phase(title, total=len(plan.servers) + 1) as phase:
-                model, view = _start_embedded_swarm(
-                    crew, model, plan.servers, timeout_s=config.server_timeout_s, phase=phase
-                )
-        else:
-            with progress.phase("Looking at the swarm", total=1):
-                view = look_at_swarm(crew, model, timeout_s=config.connect_timeout_s)
-        yield OpenSwarm(crew=crew, model=model, view=view, startup_s=time.monotonic() - started_at)
+    model = SwarmModel(
+        shape=config.shape,
+        dht_prefix=config.effective_dht_prefix,
+        initial_peers=config.initial_peers,
+        device=config.device,
+        dtype=config.dtype,
+        seed=config.seed,
+        connect_timeout_s=config.connect_timeout_s,
+        max_retries=config.max_retries,
+    )
+    if config.is_embedded:
+        title = f"Starting a swarm of {len(plan.servers)} servers"
+        with progress.phase(title, total=len(plan.servers) + 1) as phase:
+            model, view = _start_embedded_swarm(
+                crew, model, plan.servers, timeout_s=config.server_timeout_s, phase=phase
+            )
+    else:
+        with progress.phase("Looking at the swarm", total=1):
+            view = look_at_swarm(crew, model, timeout_s=config.connect_timeout_s)
+    return OpenSwarm(crew=crew, model=model, view=view, startup_s=time.monotonic() - started_at)
 
 
 def _start_embedded_swarm(

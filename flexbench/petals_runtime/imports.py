@@ -38,8 +38,10 @@ def _socket_folder() -> str:
 # Sockets between Python and p2pd belong with the other temporary files, not always into /tmp.
 hivemind.P2P._UNIX_SOCKET_PREFIX = f"/unix{_socket_folder()}/hivemind-"
 
+from hivemind.p2p import P2PHandlerError  # noqa: E402
 from hivemind.p2p.p2p_daemon_bindings.control import P2PDaemonError  # noqa: E402
 from petals.client.inference_session import _ServerInferenceSession  # noqa: E402
+from petals.client.routing.sequence_manager import MissingBlocksError  # noqa: E402
 from petals.constants import PUBLIC_INITIAL_PEERS  # noqa: E402
 from petals.data_structures import ServerState  # noqa: E402
 from petals.models.bloom import (  # noqa: E402
@@ -88,7 +90,9 @@ __all__ = [
     "BloomModel",
     "DistributedBloomConfig",
     "DistributedBloomForCausalLM",
+    "MissingBlocksError",
     "P2PDaemonError",
+    "P2PHandlerError",
     "PUBLIC_INITIAL_PEERS",
     "QuantType",
     "Server",

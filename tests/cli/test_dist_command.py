@@ -23,7 +23,7 @@ from flexbench.core.errors import ConfigError
 from flexbench.core.options import replace_switch_values
 from flexbench.core.results import ResultsFile, read_rows
 from flexbench.dist.config import DistConfig
-from flexbench.dist.launch import Launch
+from flexbench.ranks.launch import Launch
 
 GIB = 2**30
 SHORT = ("--prompt-len", 16, "--gen-len", 8)
@@ -462,7 +462,7 @@ def test_what_cannot_work_is_refused_before_anything_is_left(arguments, message,
     ],
 )
 def test_what_is_no_port_is_refused_by_every_rank(more, port, tmp_path, monkeypatch):
-    monkeypatch.setattr("flexbench.dist.rank._PATIENCE_S", 0)
+    monkeypatch.setattr("flexbench.ranks.rank._PATIENCE_S", 0)
     result = invoke(*more, "--port", port)
     assert result.exit_code == 2, result.output
     assert "--port" in result.stderr
@@ -574,7 +574,7 @@ def test_a_dry_run_shows_the_placement_and_creates_nothing(tiny, tmp_path, monke
 
     monkeypatch.setattr("flexbench.dist.homes.TorchDevice.allocate", refuse)
     monkeypatch.setattr("flexbench.dist.homes.TorchDisk.allocate", refuse)
-    monkeypatch.setattr("flexbench.dist.watch.PeerWatch.__init__", refuse)
+    monkeypatch.setattr("flexbench.ranks.watch.PeerWatch.__init__", refuse)
     offload_dir = tmp_path / "offload"
     result = invoke(
         *(

@@ -598,7 +598,7 @@ def test_an_error_of_the_transport_is_told_by_its_cause():
     from flexbench.core.errors import RunError
     from flexbench.dist.process_group import _raise_cause
     from flexbench.dist.transport import PeerError
-    from flexbench.dist.watch import LostRank
+    from flexbench.ranks.watch import LostRank
 
     class Watch:
         def wait_for_loss(self, timeout_s: float) -> LostRank:

@@ -24,17 +24,17 @@ from typing import Any
 import pytest
 
 from flexbench.core.errors import ConfigError, Interrupted, RunError
-from flexbench.dist.channel import Channel, close_politely
-from flexbench.dist.launch import Launch, detect_launch
-from flexbench.dist.meeting_points import (
+from flexbench.ranks.channel import Channel, close_politely
+from flexbench.ranks.launch import Launch, detect_launch
+from flexbench.ranks.meeting_points import (
     TOKEN_VARIABLE,
     Address,
     FilePoint,
     choose_meeting_point,
     listen_at,
 )
-from flexbench.dist.watch import LostRank, PeerWatch
-from flexbench.dist.wording import exit_code_of, read_exit_code
+from flexbench.ranks.watch import LostRank, PeerWatch
+from flexbench.ranks.wording import exit_code_of, read_exit_code
 
 LONG_S = 60  # on a loaded machine, what takes a moment may take this long
 PROGRAM = Path(__file__).parent / "watch_rank.py"
@@ -180,7 +180,7 @@ def connect_to(port: int) -> Channel:
 
 def make_hello(**changes: Any) -> dict[str, Any]:
     hello = {"type": "hello", "rank": 1, "world_size": 2, "token": "", "process": "x"}
-    hello |= {"fingerprint": hashlib.sha256(b"").hexdigest(), "patience_s": LONG_S}
+    hello |= {"fingerprint": hashlib.sha256(b"test\n").hexdigest(), "patience_s": LONG_S}
     return hello | changes
 
 
@@ -214,8 +214,13 @@ def test_ranks_exchange_values_and_leave_in_any_order(start_job, folder):
         assert ranks[number].finish() == []
 
 
-def test_two_jobs_side_by_side(start_job):
-    jobs = [start_job(2, job=job, fingerprint=job) for job in ("a", "b")]
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [({"job": "a", "fingerprint": "a"}, {"job": "b"}), ({"purpose": "a"}, {"purpose": "b"})],
+    ids=["jobs", "commands of a job"],
+)
+def test_two_side_by_side(start_job, one, other):
+    jobs = [start_job(2, **one), start_job(2, **other)]
     enter([jobs[0][0], jobs[1][0], jobs[1][1], jobs[0][1]])
     for ranks in jobs:
         for rank in ranks:
@@ -576,7 +581,7 @@ def test_strangers_do_not_disturb(start_job, folder):
 
 
 def test_a_stale_address_is_read_again(start_job, folder):
-    job = folder / f"flexbench-{os.getuid()}-job"
+    job = folder / f"flexbench-{os.getuid()}-test-job"
     job.mkdir(mode=0o700)
     with socket.create_server(("127.0.0.1", 0)) as server:
         stale = Address("127.0.0.1", server.getsockname()[1], "old")
@@ -644,7 +649,7 @@ def test_a_rank_lost_while_others_are_missing_ends_the_waiting(start_job, folder
     enter(ranks[:1], fails=True)
     address = wait_for_address(folder)
     hello = {"type": "hello", "rank": 1, "world_size": 3, "token": address.token}
-    hello |= {"fingerprint": hashlib.sha256(b"").hexdigest(), "patience_s": LONG_S}
+    hello |= {"fingerprint": hashlib.sha256(b"test\n").hexdigest(), "patience_s": LONG_S}
     for number, is_ready in enumerate((False, False, True)):
         channel = Channel(socket.create_connection((address.host, address.port)))
         channel.send({**hello, "process": str(number)})
@@ -672,7 +677,13 @@ def test_leaving_does_not_wait_for_a_callback_that_blocks(start_job):
 def test_a_single_rank_opens_nothing():
     threads = threading.active_count()
     watch = PeerWatch(
-        detect_launch({}), head_ip=None, port=None, timeout_s=1, fingerprint="", on_lost=print
+        detect_launch({}),
+        purpose="test",
+        head_ip=None,
+        port=None,
+        timeout_s=1,
+        fingerprint="",
+        on_lost=print,
     )
     with watch:
         assert threading.active_count() == threads
@@ -720,14 +731,22 @@ def make_launch(**changes: Any) -> Launch:
 )
 def test_options_that_do_not_tell_where_to_meet(changes, head_ip, port, option):
     with pytest.raises(ConfigError) as raised:
-        choose_meeting_point(make_launch(**changes), head_ip=head_ip, port=port, timeout_s=1)
+        choose_meeting_point(
+            make_launch(**changes), purpose="test", head_ip=head_ip, port=port, timeout_s=1
+        )
     assert raised.value.option == option
 
 
 def test_a_single_rank_has_its_options_checked_too():
     with pytest.raises(ConfigError, match="--port: must be a whole number of at most 65535"):
         PeerWatch(
-            detect_launch({}), head_ip=None, port=70000, timeout_s=1, fingerprint="", on_lost=print
+            detect_launch({}),
+            purpose="test",
+            head_ip=None,
+            port=70000,
+            timeout_s=1,
+            fingerprint="",
+            on_lost=print,
         )
 
 
@@ -769,7 +788,9 @@ def test_a_group_that_the_program_has_opened_must_be_the_same(monkeypatch):
 
 
 def test_an_address_that_is_not_ours_is_an_error_of_the_option():
-    point = choose_meeting_point(make_launch(), head_ip="192.0.2.77", port=1234, timeout_s=1)
+    point = choose_meeting_point(
+        make_launch(), purpose="test", head_ip="192.0.2.77", port=1234, timeout_s=1
+    )
     with pytest.raises(ConfigError, match=r"--head-ip: rank 0 cannot listen at 192\.0\.2\.77"):
         point.listen()
 

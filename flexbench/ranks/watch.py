@@ -25,15 +25,17 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from flexbench.core.errors import DeadlineError, RunError
-from flexbench.dist.channel import Channel, close_politely, encode, wait_for_sockets
-from flexbench.dist.launch import Launch
-from flexbench.dist.meeting_points import check_place, choose_meeting_point
-from flexbench.dist.rendezvous import join
-from flexbench.dist.wording import (
+from flexbench.core.errors import DeadlineError, FlexbenchError, Interrupted, RunError
+from flexbench.ranks.channel import Channel, close_politely, encode, wait_for_sockets
+from flexbench.ranks.launch import Launch
+from flexbench.ranks.meeting_points import check_place, choose_meeting_point
+from flexbench.ranks.rendezvous import join
+from flexbench.ranks.wording import (
     KILLED,
+    STOPPED,
     describe_failure,
     exit_code_of,
+    is_stop,
     name_ranks,
     not_answered,
     one_line,
@@ -47,6 +49,7 @@ _MAX_HEARTBEAT_S = 1.0
 _HEARTBEATS_PER_TIMEOUT = 10
 _JOIN_S = 2.0
 _LONGEST_WAIT_S = 3600.0
+_LOOK_EVERY_S = 0.4
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,15 @@ class LostRank:
     def message(self) -> str:
         """The whole sentence."""
         return f"rank {self.rank} {self.reason}"
+
+    def error(self) -> FlexbenchError:
+        """What ends the other ranks: with the exit code of this one."""
+        error: FlexbenchError = RunError(self.message)
+        if is_stop(self.exit_code):
+            error = Interrupted(self.exit_code - STOPPED)
+            error.message = self.message
+        error.exit_code = self.exit_code
+        return error
 
 
 class PeerWatch:
@@ -81,12 +93,19 @@ class PeerWatch:
         self,
         launch: Launch,
         *,
+        purpose: str,
         head_ip: str | None,
         port: int | None,
         timeout_s: float,
         fingerprint: str,
         on_lost: Callable[[LostRank], None],
+        raise_if_stopped: Callable[[], None] = lambda: None,
     ) -> None:
+        """`purpose`, the command's name, and `fingerprint` have to be the same on all ranks.
+
+        `raise_if_stopped` is called at least twice a second while a value is waited for, by
+        commands that note signals instead of raising from their handlers.
+        """
         self.timeout_s = timeout_s
         """How long a rank may be silent, and how long the others wait for it at the start."""
         self.head_host: str | None = None
@@ -94,13 +113,14 @@ class PeerWatch:
         self.local_host: str | None = None
         """This host's own address on the interface that reaches rank 0; None for a single rank."""
         self._launch = launch
-        self._fingerprint = fingerprint
+        self._fingerprint = f"{purpose}\n{fingerprint}"
         self._on_lost = on_lost
+        self._raise_if_stopped = raise_if_stopped
         self._point = None
         check_place(head_ip, port)
         if launch.world_size > 1:
             self._point = choose_meeting_point(
-                launch, head_ip=head_ip, port=port, timeout_s=timeout_s
+                launch, purpose=purpose, head_ip=head_ip, port=port, timeout_s=timeout_s
             )
         self._thread: threading.Thread | None = None
         # The thread's own, once it runs.
@@ -157,13 +177,17 @@ class PeerWatch:
             self._outbox.append(encode(self._failure(error)))
         self._wake()
 
-    def wait_for_loss(self, timeout_s: float) -> LostRank | None:
-        """Wait until a rank is lost, `timeout_s` at most; a single rank does not wait."""
+    def wait_for_loss(self, timeout_s: float, *, or_end_of: int | None = None) -> LostRank | None:
+        """Wait until a rank is lost, `timeout_s` at most; a single rank does not wait.
+
+        Nor does anybody after the end in good order of rank `or_end_of`.
+        """
         if self._launch.world_size == 1:
             return None
         with self._condition:
             self._condition.wait_for(
-                lambda: self._lost is not None, min(timeout_s, _LONGEST_WAIT_S)
+                lambda: self._lost is not None or or_end_of in self._left,
+                min(timeout_s, _LONGEST_WAIT_S),
             )
             return self._lost
 
@@ -190,11 +214,21 @@ class PeerWatch:
     def share(self, key: str, value: Any, timeout_s: float) -> Any:
         """Rank 0's `value`, on every rank; theirs is ignored. Raises as `collect` does."""
         if self._launch.rank == 0:
-            line = encode({"type": "value", "key": key, "value": value})
-            if self._launch.world_size > 1:
-                self._post(line)
+            self.share_now(key, value)
             return value
         return self._take(key, range(1), timeout_s)[0]
+
+    def share_now(self, key: str, value: Any) -> None:
+        """On rank 0: what the other ranks get from `share`, or `received`."""
+        line = encode({"type": "value", "key": key, "value": value})
+        if self._launch.world_size > 1:
+            self._post(line)
+
+    def received(self, key: str) -> dict[int, list[Any]]:
+        """What has been sent under `key` and not yet been taken, by sender. Waits for nothing."""
+        with self._condition:
+            senders = [rank for name, rank in self._values if name == key]
+            return {rank: list(self._values.pop((key, rank))) for rank in sorted(senders)}
 
     def _take(self, key: str, ranks: range, timeout_s: float) -> dict[int, Any]:
         expires_at = time.monotonic() + timeout_s
@@ -212,7 +246,8 @@ class PeerWatch:
                     raise DeadlineError(
                         f"{name_ranks(missing)} said nothing on {key} within {timeout_s:g} s"
                     )
-                self._condition.wait(min(remaining, _LONGEST_WAIT_S))
+                self._condition.wait(min(remaining, _LOOK_EVERY_S))
+                self._raise_if_stopped()
 
     def _start(self) -> None:
         self._alarm, self._alarm_sender = socket.socketpair()

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from flexbench.core.errors import ConfigError
-from flexbench.dist.launch import Launch, detect_launch
+from flexbench.ranks.launch import Launch, detect_launch
 
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "3",
@@ -213,7 +213,7 @@ def test_without_a_name_the_launcher_process_is_the_key():
 
 def test_a_shell_between_launcher_and_rank_does_not_change_the_key():
     program = (
-        "import os; from flexbench.dist.launch import detect_launch;"
+        "import os; from flexbench.ranks.launch import detect_launch;"
         "print(detect_launch(os.environ).job_key)"
     )
     environ = {**os.environ, **HYDRA}

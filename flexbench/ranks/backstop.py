@@ -12,10 +12,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from flexbench.core.errors import FlexbenchError, Interrupted, RunError
-from flexbench.dist.launch import Launch
+from flexbench.ranks.launch import Launch
 
 if TYPE_CHECKING:
-    from flexbench.dist.watch import LostRank
+    from flexbench.ranks.watch import LostRank
 
 # Launchers give the other ranks half a second when one has ended: by then the record is written.
 _RECORD_S = 0.2
@@ -25,7 +25,6 @@ _LOOK_EVERY_S = 1.0
 _STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-_SIGNALLED = 128  # and the signal's number, as an exit code
 
 
 class Backstop:
@@ -79,12 +78,7 @@ class Backstop:
     def error(self) -> FlexbenchError:
         """The error for a lost rank, which has been shown, with that rank's exit code."""
         assert self._lost is not None
-        code = self._lost.exit_code
-        error: FlexbenchError = RunError(self._lost.message)
-        if code > _SIGNALLED:
-            error = Interrupted(code - _SIGNALLED)
-            error.message = self._lost.message
-        error.exit_code = code
+        error = self._lost.error()
         error.is_shown = True
         return error
 

@@ -26,10 +26,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flexbench.core.errors import DeadlineError, FlexbenchError, Interrupted, RunError
-from flexbench.dist.channel import Channel, close_politely, wait_for_sockets
-from flexbench.dist.launch import Launch
-from flexbench.dist.meeting_points import TOKEN_VARIABLE, Address, MeetingPoint, connect
-from flexbench.dist.wording import (
+from flexbench.ranks.channel import Channel, close_politely, wait_for_sockets
+from flexbench.ranks.launch import Launch
+from flexbench.ranks.meeting_points import TOKEN_VARIABLE, Address, MeetingPoint, connect
+from flexbench.ranks.wording import (
     KILLED,
     describe_failure,
     exit_code_of,

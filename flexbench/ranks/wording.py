@@ -9,6 +9,8 @@ from typing import Any
 from flexbench.core.errors import FlexbenchError, Interrupted
 
 KILLED = "was killed, or lost its connection"
+STOPPED = 128
+"""And the signal's number: the exit code of who was asked to stop."""
 
 _MAX_SUMMARY_LENGTH = 500
 _MAX_EXIT_CODE = 255
@@ -36,7 +38,7 @@ def summarize(error: BaseException) -> str:
 def exit_code_of(error: BaseException) -> int:
     """The exit code of a rank that `error` ends."""
     if isinstance(error, KeyboardInterrupt):
-        return 128 + signal.SIGINT
+        return STOPPED + signal.SIGINT
     return error.exit_code if isinstance(error, FlexbenchError) else 1
 
 
@@ -47,7 +49,7 @@ def read_exit_code(value: Any) -> int:
 
 def is_stop(exit_code: int) -> bool:
     """Whether a rank with this exit code was asked to stop, rather than failed."""
-    return exit_code > 128
+    return exit_code > STOPPED
 
 
 def one_line(text: str) -> str:

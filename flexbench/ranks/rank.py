@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from flexbench.core.errors import FlexbenchError, Interrupted
-from flexbench.dist.launch import Launch
+from flexbench.ranks.launch import Launch
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -17,8 +17,8 @@ from typing import Any
 import psutil
 
 from flexbench.core.errors import ConfigError, FlexbenchError, Interrupted
-from flexbench.dist.launch import detect_launch
-from flexbench.dist.watch import LostRank, PeerWatch
+from flexbench.ranks.launch import detect_launch
+from flexbench.ranks.watch import LostRank, PeerWatch
 
 
 def say(**answer: Any) -> None:
@@ -60,6 +60,7 @@ class Rank:
         self.raises_in_on_lost = options.get("raises_in_on_lost", False)
         self.watch = PeerWatch(
             self.launch,
+            purpose=options.get("purpose", "test"),
             head_ip=options.get("head_ip"),
             port=options.get("port"),
             timeout_s=options["timeout_s"],

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from flexbench.core.checks import check_count
-from flexbench.core.errors import ConfigError, RunError
-from flexbench.dist.launch import MAX_PORT, Launch
-from flexbench.dist.wording import name_address, summarize
+from flexbench.core.errors import ConfigError, MissingDependencyError, RunError
+from flexbench.ranks.launch import MAX_PORT, Launch
+from flexbench.ranks.wording import name_address, summarize
 
 LOOPBACK = "127.0.0.1"
 TOKEN_VARIABLE = "FLEXBENCH_JOB_TOKEN"  # noqa: S105 - the name of the variable
@@ -89,12 +89,13 @@ class MeetingPoint(Protocol):
 
 
 def choose_meeting_point(
-    launch: Launch, *, head_ip: str | None, port: int | None, timeout_s: float
+    launch: Launch, *, purpose: str, head_ip: str | None, port: int | None, timeout_s: float
 ) -> MeetingPoint:
     """How the ranks of this job find rank 0; raises ConfigError for options that do not suffice.
 
     With `port`, by that address. On one host, by a file that only we can read. On several hosts
-    under torchrun, by the store of its agent.
+    under torchrun, by the store of its agent. Ranks that meet for another `purpose`, fit for a
+    file's name, are not found in the latter two.
     """
     check_place(head_ip, port)
     is_one_host = launch.local_world_size == launch.world_size
@@ -103,9 +104,11 @@ def choose_meeting_point(
     if launch.launcher == "options":
         raise ConfigError("--port", "is needed together with --rank and --world-size")
     if is_one_host and launch.job_key is not None:
-        return FilePoint(launch.job_key, host=head_ip or LOOPBACK)
+        return FilePoint(f"{purpose}-{launch.job_key}", host=head_ip or LOOPBACK)
     if launch.store_address is not None and port is None:
-        return StorePoint(launch, launch.store_address, head_ip=head_ip, timeout_s=timeout_s)
+        # The job's key counts restarts.
+        key = f"flexbench/{purpose}/{launch.job_key}/address"
+        return StorePoint(launch.store_address, key, head_ip=head_ip, timeout_s=timeout_s)
     raise ConfigError(
         "--head-ip",
         "is needed together with --port when the ranks run on several hosts: an address of rank "
@@ -174,7 +177,8 @@ class FixedPoint:
 class FilePoint:
     """Rank 0 writes its address, and a random token, to a file in a folder of our own."""
 
-    def __init__(self, job_key: str, *, host: str) -> None:
+    def __init__(self, name: str, *, host: str) -> None:
+        """`name` is the same for all who are to meet, and no others on this host."""
         self._host = host
         try:
             temporary = Path(tempfile.gettempdir())
@@ -183,7 +187,7 @@ class FilePoint:
                 "no folder for temporary files can be written; set TMPDIR, or name a --port"
             ) from error
         self._prefix = f"flexbench-{os.getuid()}-"
-        self._folder = temporary / f"{self._prefix}{job_key}"
+        self._folder = temporary / f"{self._prefix}{name}"
         self._path = self._folder / _ADDRESS
         self._written: Address | None = None
 
@@ -329,13 +333,13 @@ class StorePoint:
     """Several hosts under torchrun: rank 0's address is in the store that its agent serves."""
 
     def __init__(
-        self, launch: Launch, address: tuple[str, int], *, head_ip: str | None, timeout_s: float
+        self, address: tuple[str, int], key: str, *, head_ip: str | None, timeout_s: float
     ) -> None:
+        """The store outlives a restart of the ranks; `key` has to be another one then."""
         self._address = address
         self._head_ip = head_ip
         self._timeout_s = timeout_s
-        # The store outlives a restart of the ranks. The job's key counts restarts.
-        self._key = f"flexbench/{launch.job_key}/address"
+        self._key = key
         self._store: Any = None
 
     def listen(self) -> tuple[socket.socket, str]:
@@ -378,8 +382,13 @@ class StorePoint:
         return host
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        from torch import distributed  # it takes seconds, and only several hosts need it here
-
+        try:  # it takes seconds, and only several hosts need it here
+            from torch import distributed
+        except ModuleNotFoundError as error:
+            raise MissingDependencyError(
+                "ranks of torchrun on several hosts meet in its store, which needs torch; install "
+                "it, or give --head-ip and --port"
+            ) from error
         try:
             if self._store is None:
                 host, port = self._address

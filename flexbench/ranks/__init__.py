@@ -1,0 +1,1 @@
+"""Several processes of one job: how they are launched, find each other, and notice a loss."""

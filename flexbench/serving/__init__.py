@@ -1,0 +1,1 @@
+"""Load on a serving endpoint: throughput-latency curves, and where it saturates."""

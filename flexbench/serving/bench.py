@@ -1,0 +1,312 @@
+"""The benchmark: measure point after point, keep each, find the saturation."""
+
+from __future__ import annotations
+
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flexbench.core.endpoint import Client
+from flexbench.core.folders import WorkFolders, work_folders
+from flexbench.core.processes import Crew
+from flexbench.core.progress import Progress
+from flexbench.core.signals import SignalWatch
+from flexbench.core.units import format_seconds
+from flexbench.serving.clients import find_client
+from flexbench.serving.config import Load, Meeting, PromptConfig, ServingConfig, Sweep
+from flexbench.serving.curve import Curve, Point
+from flexbench.serving.figures import PointFigures
+from flexbench.serving.generators import Generators, PartialRun, PointSpec
+from flexbench.serving.keeper import PointKeeper
+from flexbench.serving.live import shows, total_of
+from flexbench.serving.load import Calibration, LoadedPoint, LocalLoad, calibrate
+from flexbench.serving.point_files import PointStore
+from flexbench.serving.saturation import Observation, RateSearch, SaturationSearch
+from flexbench.serving.service import Service
+from flexbench.serving.slo import check_measurable
+
+# A point of a search lasts so long, or so many times the mean latency before it if that is more.
+_SEARCH_POINT_S = 2.5
+_SEARCH_POINT_LATENCIES = 10
+_LONGEST_SEARCH_POINT_S = 120.0
+# A calibration says something of points with up to so many times as many requests in flight.
+_CALIBRATION_REACH = 2
+
+
+def run_serving(
+    config: ServingConfig,
+    *,
+    meeting: Meeting | None = None,
+    progress: Progress,
+    log_folder: Path | None = None,
+) -> list[Curve]:
+    """Measure all sweeps, or search for the saturation of each.
+
+    With a `meeting` of several ranks, all of them call it: rank 0 gets the curves, the others help
+    to send the load and get none. Raises ConfigError and InputFileError before anything is sent,
+    RunError when the service, a worker or a rank failed, Interrupted when told to stop; what was
+    measured is in the files by then.
+    """
+    if meeting is None or meeting.launch.world_size == 1:
+        with _Workplace.open(config, log_folder) as place:
+            generators = place.generators(config)
+            load = LocalLoad(generators, place.client_class, config=config)
+            return _measure_all(config, load, place, generators, progress)
+    return _run_ranked(config, meeting, progress, log_folder)
+
+
+def _run_ranked(
+    config: ServingConfig, meeting: Meeting, progress: Progress, log_folder: Path | None
+) -> list[Curve]:
+    from flexbench.ranks.group import open_ranks
+    from flexbench.serving.ranked_load import RankedLoad, fingerprint
+
+    with ExitStack() as stack:
+        # Around the workplace: its handlers of signals raise nothing, but others have to end the
+        # wait for the other ranks.
+        checks: list[Callable[[], None]] = []
+
+        def raise_if_stopped() -> None:
+            for check in checks:
+                check()
+
+        with progress.phase(f"Waiting for {meeting.launch.world_size} ranks", total=1):
+            group = stack.enter_context(
+                open_ranks(
+                    meeting.launch,
+                    purpose="serving",
+                    head_ip=meeting.head_ip,
+                    port=meeting.port,
+                    timeout_s=meeting.timeout_s,
+                    fingerprint=fingerprint(config),
+                    raise_if_stopped=raise_if_stopped,
+                )
+            )
+        place = stack.enter_context(_Workplace.open(config, log_folder))
+        checks.append(place.signals.raise_if_stopped)
+        generators = place.generators(config, check=group.check)
+        load = RankedLoad(group, generators, place.client_class, config=config)
+        if group.rank > 0:
+            load.follow()
+            return []
+        curves = _measure_all(config, load, place, generators, progress)
+        load.end()
+        return curves
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Workplace:
+    """What a run needs on its machine: processes, folders, and an ear for signals."""
+
+    client_class: type[Client]
+    signals: SignalWatch
+    folders: WorkFolders
+    crew: Crew
+
+    @classmethod
+    @contextmanager
+    def open(cls, config: ServingConfig, log_folder: Path | None) -> Iterator[_Workplace]:
+        """All of it is gone when the block is left; the logs stay if a run failed."""
+        client_class = find_client(config.api)
+        with (
+            SignalWatch() as signals,
+            work_folders(log_folder) as folders,
+            Crew(
+                log_folder=folders.logs,
+                scratch_folder=folders.scratch,
+                signals=signals,
+                preload=client_class.preload,
+                is_forked=not client_class.preload,
+            ) as crew,
+        ):
+            yield cls(client_class=client_class, signals=signals, folders=folders, crew=crew)
+
+    def generators(
+        self, config: ServingConfig, check: Callable[[], None] = lambda: None
+    ) -> Generators:
+        """The load generators of this machine; `check` is called in every wait."""
+        return Generators(
+            self.crew,
+            spool_folder=self.folders.scratch,
+            prepare_timeout_s=config.limits.warmup_timeout_s,
+            check=check,
+        )
+
+
+def _measure_all(
+    config: ServingConfig,
+    load: LocalLoad,
+    place: _Workplace,
+    generators: Generators,
+    progress: Progress,
+) -> list[Curve]:
+    store = PointStore(config.result_dir)
+    store.check()
+    keeper = PointKeeper(
+        config,
+        store,
+        packages=place.client_class.packages,
+        num_ranks=load.num_ranks,
+        note=progress.note,
+    )
+    service = Service(
+        place.client_class,
+        config,
+        progress=progress,
+        folders=place.folders,
+        raise_if_stopped=place.signals.raise_if_stopped,
+    )
+    bench = _Bench(config, keeper, service, generators, load, progress)
+    with _ended(place.crew, service):
+        return [bench.measure_curve(sweep) for sweep in config.sweeps]
+
+
+@contextmanager
+def _ended(crew: Crew, service: Service) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        # The generators first: requests that lose their server would fail for no reason.
+        try:
+            crew.end_all()
+        finally:
+            service.stop()
+
+
+class _Bench:
+    """Measures curves, point by point."""
+
+    def __init__(
+        self,
+        config: ServingConfig,
+        keeper: PointKeeper,
+        service: Service,
+        generators: Generators,
+        load: LocalLoad,
+        progress: Progress,
+    ) -> None:
+        self._config = config
+        self._keeper = keeper
+        self._service = service
+        self._generators = generators
+        self._load = load
+        self._progress = progress
+        self._calibration: Calibration | None = None
+
+    def measure_curve(self, sweep: Sweep) -> Curve:
+        """Measure all loads of a sweep, or those that the search for its saturation asks for."""
+        check_measurable(self._keeper.conditions, is_streaming=sweep.prompts.streaming)
+        curve = Curve(prompts=sweep.prompts)
+        if self._config.is_search:
+            self._search(sweep.loads[0], curve)
+        else:
+            self._sweep(sweep.loads, curve)
+        return curve
+
+    def _sweep(self, loads: tuple[Load, ...], curve: Curve) -> None:
+        limit_s = self._config.limits.early_stop_latency_s
+        for load in loads:
+            point = self._measure(curve, load)
+            e2e = point.figures.e2e
+            if point.stopped_by is not None:
+                curve.ended_early = f"{point.stopped_by}, at {load.label}"
+                return
+            if limit_s and e2e is not None and e2e.mean > limit_s and load != loads[-1]:
+                curve.ended_early = (
+                    f"mean latency {format_seconds(e2e.mean)} at {load.label}, above "
+                    f"--early-stop-latency {limit_s:g}"
+                )
+                return
+
+    def _search(self, first: Load, curve: Curve) -> None:
+        search = self._new_search(first)
+        tries: Counter[float] = Counter()
+        latency_s = 0.0
+        while (level := search.next_level()) is not None:
+            tries[level] += 1
+            load = self._search_load(first, level, latency_s)
+            point = self._measure(curve, load, tries[level])
+            e2e = point.figures.e2e
+            latency_s = e2e.mean if e2e is not None else latency_s
+            observation = Observation.from_figures(
+                point.figures,
+                meets_slo=not point.violations,
+                is_client_limited=point.is_client_limited,
+            )
+            search.add(level, observation)
+        curve.saturation = search.result()
+
+    def _new_search(self, first: Load) -> Any:
+        has_slo = bool(self._keeper.conditions)
+        if first.rate_per_s is not None:
+            return RateSearch(
+                max_rate=self._config.max_rate, start_rate=first.rate_per_s, has_slo=has_slo
+            )
+        assert first.concurrency is not None
+        return SaturationSearch(
+            max_level=self._config.max_clients, start_level=first.concurrency, has_slo=has_slo
+        )
+
+    def _search_load(self, first: Load, level: float, latency_s: float) -> Load:
+        duration_s = self._config.search_point_s
+        if duration_s is None:
+            # Beyond the knee latency grows with the load: what it was is the least it can be.
+            wanted_s = max(_SEARCH_POINT_S, _SEARCH_POINT_LATENCIES * latency_s)
+            duration_s = min(wanted_s, _LONGEST_SEARCH_POINT_S)
+        if first.rate_per_s is not None:
+            return replace(first, rate_per_s=level, duration_s=duration_s)
+        return replace(first, concurrency=round(level), duration_s=duration_s)
+
+    # --- one point ---
+
+    def _measure(self, curve: Curve, load: Load, number_of_try: int = 1) -> Point:
+        """Measure a point and keep it; or read it, if it had been measured before."""
+        configuration = self._keeper.configuration(curve.prompts, load, number_of_try)
+        point = self._keeper.find(configuration, load)
+        if point is None:
+            point = self._send(curve.prompts, load, configuration)
+        curve.points.append(point)
+        return point
+
+    def _send(self, prompts: PromptConfig, load: Load, configuration: dict[str, Any]) -> Point:
+        client_config = self._service.start()
+        spec = PointSpec(
+            api=self._config.api,
+            client_config=client_config,
+            prompts=prompts,
+            load=load,
+            series=zlib.crc32(repr(configuration["load"]).encode())
+            + configuration["number_of_try"],
+            warmup_requests=self._config.warmup_requests,
+            request_timeout_s=self._config.limits.request_timeout_s,
+        )
+        record = self._keeper.begin(configuration, prompts, self._service.description)
+        with self._progress.phase(
+            load.label[:1].upper() + load.label[1:], total=total_of(load)
+        ) as phase:
+            phase.show("connecting and warming up", 0)
+            try:
+                loaded = self._load.send(spec, shows(phase, load))
+            except PartialRun as partial:
+                figures = self._keeper.figures(prompts, load, partial.run)
+                self._keeper.keep_partial(record, partial, figures, load.label)
+                raise partial.error from partial
+            figures = self._keeper.figures(prompts, load, loaded.run)
+            calibration = self._calibrate(prompts, loaded, figures)
+        return self._keeper.keep(record, loaded, figures, calibration, prompts=prompts, load=load)
+
+    def _calibrate(
+        self, prompts: PromptConfig, loaded: LoadedPoint, figures: PointFigures
+    ) -> Calibration:
+        """The generators' own speed and error with about as many requests in flight."""
+        in_flight = max(1, figures.max_in_flight // self._load.num_ranks)
+        known = self._calibration
+        if known is None or in_flight > _CALIBRATION_REACH * known.concurrency:
+            self._calibration = known = calibrate(
+                self._generators, loaded.topology, in_flight, is_streaming=prompts.streaming
+            )
+        return known

@@ -1,0 +1,234 @@
+"""Computes a point's figures, judges it, and writes it down; finds what was written before."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from flexbench.core import environment
+from flexbench.core.errors import FlexbenchError, Interrupted
+from flexbench.core.results import utc_now
+from flexbench.serving import slo
+from flexbench.serving.audit import Audit, AuditInput, audit
+from flexbench.serving.config import Load, PromptConfig, ServingConfig
+from flexbench.serving.curve import Point
+from flexbench.serving.figures import (
+    Distribution,
+    PointFigures,
+    compute_figures,
+    distribution,
+    measured_window,
+)
+from flexbench.serving.generator import LoopReport, event_loop_name
+from flexbench.serving.generators import PartialRun, PointRun
+from flexbench.serving.load import Calibration, LoadedPoint
+from flexbench.serving.point_files import PointStore, result_row
+from flexbench.serving.prompts import open_prompts
+
+# A loop that was done so soon, or had no client, says nothing of how busy it was.
+_LEAST_WALL_S = 0.05
+PACKAGES = ("httptools", "orjson", "uvloop")
+
+
+class PointKeeper:
+    """The points of a run, in its result folder."""
+
+    def __init__(
+        self,
+        config: ServingConfig,
+        store: PointStore,
+        *,
+        packages: Sequence[str],
+        num_ranks: int,
+        note: Callable[[str], None],
+    ) -> None:
+        """`packages` are those whose versions matter; `note` hears of files that are no use."""
+        self.conditions = slo.parse_slo(config.slo)
+        self._config = config
+        self._store = store
+        self._packages = (*PACKAGES, *packages)
+        self._num_ranks = num_ranks
+        self._note = note
+
+    def configuration(
+        self, prompts: PromptConfig, load: Load, number_of_try: int
+    ) -> dict[str, Any]:
+        """Everything that makes a point another one; the same on a second start."""
+        config = self._config
+        return {
+            "api": config.api,
+            "client": public_fields(config.client_config),
+            "prompts": asdict(prompts),
+            "load": asdict(load),
+            "warmup_requests": config.warmup_requests,
+            "request_timeout_s": config.limits.request_timeout_s,
+            "max_errors": config.limits.max_errors,
+            "max_error_rate": config.limits.max_error_rate,
+            "slo": [str(condition) for condition in self.conditions],
+            "num_workers": config.num_workers,
+            "use_threading": config.use_threading,
+            "num_ranks": self._num_ranks,
+            "number_of_try": number_of_try,
+        }
+
+    def find(self, configuration: dict[str, Any], load: Load) -> Point | None:
+        """The point of this configuration that came to its end before, unless --force."""
+        if self._config.force:
+            return None
+        record = self._store.find(configuration, tell=self._note)
+        if record is None:
+            return None
+        return Point(
+            load=load,
+            figures=PointFigures.from_record(record["figures"]),
+            audit=Audit.from_record(record["audit"]),
+            violations=list(record["violations"]),
+            file=self._store.path(configuration),
+            is_from_file=True,
+        )
+
+    def begin(
+        self, configuration: dict[str, Any], prompts: PromptConfig, service: dict[str, Any]
+    ) -> dict[str, Any]:
+        """The beginning of a point's record."""
+        return {
+            "system": "serving",
+            "status": "ok",
+            "started_at": utc_now(),
+            "configuration": configuration,
+            "service": service,
+            "prompts": open_prompts(prompts).describe(),
+        }
+
+    def figures(self, prompts: PromptConfig, load: Load, run: PointRun) -> PointFigures:
+        """The figures of what was measured."""
+        last_s = max((trace.ended_ns or 0 for trace in run.traces), default=0) / 1e9
+        is_whole = bool(run.reports) and run.stopped_by is None
+        window = measured_window(load, run.traces, stopped_after_s=None if is_whole else last_s)
+        conditions = self.conditions
+        return compute_figures(
+            run.traces,
+            window_s=window.window_s,
+            steady_end_s=window.steady_end_s,
+            is_streaming=prompts.streaming,
+            is_open_loop=load.concurrency is None,
+            meets=(lambda trace: slo.meets(trace, conditions)) if conditions else None,
+        )
+
+    def keep(
+        self,
+        record: dict[str, Any],
+        loaded: LoadedPoint,
+        figures: PointFigures,
+        calibration: Calibration | None,
+        *,
+        prompts: PromptConfig,
+        load: Load,
+    ) -> Point:
+        """Judge a point and write it down."""
+        run = loaded.run
+        verdict = audit(_audit_input(load, run, figures, calibration))
+        violations = slo.check(self.conditions, figures)
+        if run.stopped_by is not None:
+            record = record | {"status": "failed", "error": run.stopped_by}
+        record = record | {
+            "released_at_ns": run.released_ns,
+            "figures": figures.as_record(),
+            "audit": verdict.as_record(),
+            "violations": violations,
+            "calibration": None if calibration is None else asdict(calibration),
+            "warmup_failures": Counter(failure.kind for failure in loaded.warmup_failures),
+            "generators": _describe_generators(loaded),
+            **environment.describe_run(self._packages),
+        }
+        file = self._store.write(record, run.traces)
+        row = result_row(prompts, load, figures) if run.stopped_by is None else None
+        self._store.append_row(row, record, file)
+        return Point(
+            load=load,
+            figures=figures,
+            audit=verdict,
+            violations=violations,
+            file=file,
+            stopped_by=run.stopped_by,
+        )
+
+    def keep_partial(
+        self, record: dict[str, Any], partial: PartialRun, figures: PointFigures, label: str
+    ) -> None:
+        """Write down what was measured of a point before an error ended it."""
+        error = partial.error
+        record = record | {
+            "status": "interrupted" if isinstance(error, Interrupted) else "failed",
+            "error": error.message,
+            "released_at_ns": partial.run.released_ns,
+            "figures": figures.as_record(),
+            **environment.describe_run(self._packages),
+        }
+        try:
+            file = self._store.write(record, partial.run.traces)
+            self._store.append_row(None, record, file)
+        except FlexbenchError as lost:
+            error.add_details(lost.message)
+        else:
+            error.add_details(f"What was measured of {label} until then is in {file}")
+
+
+def public_fields(config: Any) -> dict[str, Any]:
+    """A client's configuration as plain data, without its secrets."""
+    values = {}
+    for one in fields(config):
+        value = getattr(config, one.name)
+        if one.metadata.get("secret") and value is not None:
+            value = environment.REDACTED
+        values[one.name] = str(value) if isinstance(value, Path) else value
+    return values
+
+
+def _describe_generators(loaded: LoadedPoint) -> dict[str, Any]:
+    return {
+        "num_workers": loaded.topology.num_workers,
+        "num_loops": loaded.topology.num_parts,
+        "event_loop": event_loop_name(),
+        "loops": [
+            {
+                "part": report.part,
+                "cpu_s": report.cpu_s,
+                "wall_s": report.wall_s,
+                "lag": asdict(found) if (found := _lags(report)) is not None else None,
+                "num_prepared_late": report.num_prepared_late,
+            }
+            for report in loaded.run.reports
+        ],
+        **loaded.hosts,
+    }
+
+
+def _lags(report: LoopReport) -> Distribution | None:
+    return distribution(lag * 1e9 for lag in report.lags_s)
+
+
+def _audit_input(
+    load: Load, run: PointRun, figures: PointFigures, calibration: Calibration | None
+) -> AuditInput:
+    lags = [found for report in run.reports if (found := _lags(report)) is not None]
+    worst = max(lags, key=lambda one: one.p99, default=None)
+    return AuditInput(
+        worker_busy=tuple(r.cpu_s / r.wall_s for r in run.reports if r.wall_s > _LEAST_WALL_S),
+        loop_lag_p50_s=None if worst is None else worst.p50,
+        loop_lag_p99_s=None if worst is None else worst.p99,
+        ttft_p50_s=None if figures.ttft is None else figures.ttft.p50,
+        e2e_p50_s=None if figures.e2e is None else figures.e2e.p50,
+        send_lateness_p99_s=None if figures.send_lateness is None else figures.send_lateness.p99,
+        concurrency=load.concurrency,
+        steady_in_flight=figures.steady_in_flight,
+        error_rate=figures.error_rate,
+        scheduled_per_s=figures.scheduled_per_s,
+        sent_per_s=figures.sent_per_s,
+        requests_per_s=figures.requests_per_s,
+        generator_requests_per_s=None if calibration is None else calibration.max_requests_per_s,
+        generator_error_p99_s=None if calibration is None else calibration.error_p99_s,
+    )

@@ -1,0 +1,189 @@
+"""Sending the load of one point from this machine, and calibrating the generators."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from flexbench.core.endpoint import Client, Failure
+from flexbench.core.environment import num_cpus
+from flexbench.core.errors import ConfigError, RunError
+from flexbench.serving.clients import find_client
+from flexbench.serving.config import Limits, Load, PromptConfig, ServingConfig
+from flexbench.serving.generators import Board, Generators, PointRun, PointSpec, Topology
+
+# One loop keeps so many clients busy with a small part of a core (docs/performance.md).
+_CLIENTS_PER_WORKER = 128
+# An open loop's requests in flight are not known beforehand.
+_RATE_PER_WORKER = 500.0
+# Processes of a client that sends one request at a time, for an open loop.
+_WORKERS_OF_OPEN_LOOP = 4
+
+_MOST_FAILURES_SHOWN = 3
+
+_CALIBRATION_S = 0.3
+_CALIBRATION_TTFT_S = 0.02
+_CALIBRATION_ITL_S = 0.005
+_CALIBRATION_TOKENS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The generators against the dummy client, whose latency is known: their own speed and error.
+
+    Their error is what they measured beyond the latency that the dummy has.
+    """
+
+    concurrency: int
+    num_requests: int
+    cpu_s_per_request: float
+    max_requests_per_s: float
+    """Of all loops, were each busy with nothing else."""
+    error_p50_s: float
+    error_p99_s: float
+
+
+def choose_topology(
+    client_class: type[Client], load: Load, *, num_workers: int | None, use_threading: bool
+) -> Topology:
+    """How many loops send `load`, and in how many processes.
+
+    Raises ConfigError for a number of workers with which the client cannot have that load.
+    """
+    per_worker = client_class.requests_per_worker
+    most: int | None = getattr(client_class, "max_workers", None)
+    if per_worker is not None:
+        wanted = _WORKERS_OF_OPEN_LOOP
+        if load.concurrency is not None:
+            wanted = math.ceil(load.concurrency / per_worker)
+            if num_workers is not None and num_workers < wanted:
+                raise ConfigError(
+                    "--num-workers",
+                    f"each process of this client has {per_worker} request at a time: "
+                    f"{load.concurrency} clients need {wanted}",
+                )
+        else:
+            wanted = num_workers or wanted
+        return Topology(num_workers=wanted, num_parts=wanted)
+    wanted = num_workers or min(num_cpus(), _enough_loops(load))
+    if load.concurrency is not None:
+        wanted = min(wanted, load.concurrency)
+    if most is not None:
+        wanted = min(wanted, most)
+    return Topology(num_workers=1 if use_threading else wanted, num_parts=wanted)
+
+
+def _enough_loops(load: Load) -> int:
+    if load.concurrency is not None:
+        return math.ceil(load.concurrency / _CLIENTS_PER_WORKER)
+    assert load.rate_per_s is not None
+    return math.ceil(load.rate_per_s / _RATE_PER_WORKER)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedPoint:
+    """What a point gave, and how it was sent."""
+
+    run: PointRun
+    topology: Topology
+    warmup_failures: list[Failure]
+    hosts: dict[str, Any] = field(default_factory=dict)
+    """What a record says of the machines that sent, where there are several."""
+
+
+class LocalLoad:
+    """Sends the load of points from this machine alone."""
+
+    num_ranks = 1
+
+    def __init__(
+        self, generators: Generators, client_class: type[Client], *, config: ServingConfig
+    ) -> None:
+        self._generators = generators
+        self._client_class = client_class
+        self._config = config
+
+    def topology(self, load: Load) -> Topology:
+        """How `load` is spread."""
+        return choose_topology(
+            self._client_class,
+            load,
+            num_workers=self._config.num_workers,
+            use_threading=self._config.use_threading,
+        )
+
+    def send(self, spec: PointSpec, on_status: Callable[[Board], None]) -> LoadedPoint:
+        """Prepare and send the load of a point.
+
+        Raises RunError when no warm-up request succeeded, and what `Generators.run` raises.
+        """
+        topology = self.topology(spec.load)
+        failures = self._prepare(spec, topology)
+        run = self._generators.run(limits=self._config.limits, on_status=on_status)
+        return LoadedPoint(run=run, topology=topology, warmup_failures=failures)
+
+    def _prepare(self, spec: PointSpec, topology: Topology) -> list[Failure]:
+        prepared = self._generators.prepare(spec, topology)
+        if prepared.failures and len(prepared.failures) == prepared.num_warmups:
+            raise RunError(
+                f"{spec.load.label}: no warm-up request succeeded: {_summarize(prepared.failures)}"
+            )
+        return prepared.failures
+
+
+def _summarize(failures: Sequence[Failure]) -> str:
+    """'8 x http_5xx: the server says: out of memory'."""
+    counts = Counter(failures)
+    shown = [
+        f"{count} x {failure.kind}: {failure.message}"
+        for failure, count in counts.most_common(_MOST_FAILURES_SHOWN)
+    ]
+    return "; ".join(shown)
+
+
+def calibrate(
+    generators: Generators, topology: Topology, concurrency: int, *, is_streaming: bool
+) -> Calibration:
+    """Send a moment of load to the dummy client, with as many requests in flight, from here."""
+    topology = replace(topology, first_part=0, total_parts=None)
+    num_tokens = _CALIBRATION_TOKENS
+    config = find_client("dummy").config_class(
+        capacity=10**6, ttft_ms=_CALIBRATION_TTFT_S * 1e3, itl_ms=_CALIBRATION_ITL_S * 1e3
+    )
+    spec = PointSpec(
+        api="dummy",
+        client_config=config,
+        prompts=PromptConfig(
+            model="dummy",
+            tokenizer="byte",
+            prompt_length=64,
+            prompt_length_var=0,
+            max_new_tokens=num_tokens,
+            max_new_tokens_var=0,
+            streaming=is_streaming,
+        ),
+        series=0,
+        load=Load(concurrency=max(concurrency, topology.num_parts), duration_s=_CALIBRATION_S),
+        warmup_requests=0,
+        request_timeout_s=10.0,
+    )
+    generators.prepare(spec, topology)
+    run = generators.run(limits=Limits(), on_status=lambda _: None)
+    nominal_s = _CALIBRATION_TTFT_S + (num_tokens - 1) * _CALIBRATION_ITL_S
+    ended = [t for t in run.traces if t.is_ok and t.sent_ns is not None and t.content_ns]
+    errors = sorted((t.content_ns[-1] - t.scheduled_ns) / 1e9 - nominal_s for t in ended)
+    cpu_s = sum(report.cpu_s for report in run.reports)
+    if not ended:
+        raise RunError("the load generators answered no request of their own calibration")
+    per_request = cpu_s / len(ended)
+    return Calibration(
+        concurrency=concurrency,
+        num_requests=len(ended),
+        cpu_s_per_request=per_request,
+        max_requests_per_s=topology.num_parts / per_request,
+        error_p50_s=errors[len(errors) // 2],
+        error_p99_s=errors[min(len(errors) - 1, int(len(errors) * 0.99))],
+    )
