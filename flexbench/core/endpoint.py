@@ -143,7 +143,11 @@ class Client(Protocol):
     """Modules that workers need and that are slow to import. With any, workers come from a fork
     server that has imported them; without, they are forked from the command itself."""
     packages: ClassVar[tuple[str, ...]]
-    """Packages whose versions a record shall tell."""
+    """Packages whose versions a record shall tell.
+
+    Beside these, a class may have `max_workers`, the most processes that its requests may come
+    from, and `can_stream = False`.
+    """
 
     config: Any
 

@@ -15,7 +15,6 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +96,8 @@ def num_gpus() -> int | None:
 
 def describe_versions(packages: Sequence[str]) -> dict[str, str | None]:
     """Versions of Python, flexbench and `packages`, None for one that is not installed."""
+    from importlib import metadata  # which brings a mail parser along: nobody waits for that
+
     versions: dict[str, str | None] = {
         "python": platform.python_version(),
         "flexbench": __version__,

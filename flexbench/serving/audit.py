@@ -1,4 +1,9 @@
-"""Whether a point says something of the service, or only of the load generator that measured it."""
+"""Whether a point says something of the service, or only of the load generator that measured it.
+
+Two things can be wrong. The generator was the limit: it could not send, or take in, what was asked
+of it, so throughput is its own. Or it was on time often enough for that, but not always: another
+program, perhaps the server itself, had its processor, and some timestamps are late.
+"""
 
 from __future__ import annotations
 
@@ -54,10 +59,15 @@ class AuditInput:
 
 @dataclass(frozen=True, kw_only=True)
 class Audit:
-    """The verdict: `reasons` say with numbers why the client was the limit; none if it was not."""
+    """The verdict: `reasons` say with numbers why the client was the limit; none if it was not.
+
+    `timing_reasons` say why some latencies are longer by the generator's doing.
+    """
 
     is_client_limited: bool
     reasons: tuple[str, ...]
+    is_timing_uncertain: bool
+    timing_reasons: tuple[str, ...]
     worker_busy_max: float | None
     inputs: AuditInput
 
@@ -76,6 +86,8 @@ class Audit:
         return Audit(
             is_client_limited=record["is_client_limited"],
             reasons=tuple(record["reasons"]),
+            is_timing_uncertain=record["is_timing_uncertain"],
+            timing_reasons=tuple(record["timing_reasons"]),
             worker_busy_max=record["worker_busy_max"],
             inputs=AuditInput(**inputs),
         )
@@ -83,21 +95,16 @@ class Audit:
 
 def audit(point: AuditInput) -> Audit:
     """Judge a point. What is not known is not held against it."""
-    reasons = tuple(_reasons(point))
+    reasons = (*_busy(point), *_closed_loop(point), *_open_loop(point), *_speed(point))
+    timing_reasons = (*_lag(point), *_error(point))
     return Audit(
         is_client_limited=bool(reasons),
         reasons=reasons,
+        is_timing_uncertain=bool(timing_reasons),
+        timing_reasons=timing_reasons,
         worker_busy_max=max(point.worker_busy, default=None),
         inputs=point,
     )
-
-
-def _reasons(point: AuditInput) -> Iterator[str]:
-    yield from _busy(point)
-    yield from _lag(point)
-    yield from _closed_loop(point)
-    yield from _open_loop(point)
-    yield from _calibration(point)
 
 
 def _busy(point: AuditInput) -> Iterator[str]:
@@ -141,10 +148,13 @@ def _open_loop(point: AuditInput) -> Iterator[str]:
             )
 
 
-def _calibration(point: AuditInput) -> Iterator[str]:
+def _speed(point: AuditInput) -> Iterator[str]:
     most, rate = point.generator_requests_per_s, point.requests_per_s
     if most and rate is not None and rate > MAX_GENERATOR_SHARE * most:
         yield f"{rate:.4g} requests/s are {rate / most:.0%} of what the generators can send"
+
+
+def _error(point: AuditInput) -> Iterator[str]:
     error = point.generator_error_p99_s
     if error is not None and error > _allowed(point, MIN_LAG_S):
         yield (

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flexbench.core.endpoint import Client
+from flexbench.core.errors import FlexbenchError
 from flexbench.core.folders import WorkFolders, work_folders
 from flexbench.core.processes import Crew
 from flexbench.core.progress import Progress
@@ -19,15 +20,16 @@ from flexbench.core.units import format_seconds
 from flexbench.serving.clients import find_client
 from flexbench.serving.config import Load, Meeting, PromptConfig, ServingConfig, Sweep
 from flexbench.serving.curve import Curve, Point
-from flexbench.serving.figures import PointFigures
 from flexbench.serving.generators import Generators, PartialRun, PointSpec
-from flexbench.serving.keeper import PointKeeper
+from flexbench.serving.identity import configuration_of, series_of
 from flexbench.serving.live import shows, total_of
 from flexbench.serving.load import Calibration, LoadedPoint, LocalLoad, calibrate
 from flexbench.serving.point_files import PointStore
-from flexbench.serving.saturation import Observation, RateSearch, SaturationSearch
 from flexbench.serving.service import Service
-from flexbench.serving.slo import check_measurable
+
+if TYPE_CHECKING:
+    from flexbench.serving.figures import PointFigures
+    from flexbench.serving.keeper import PointKeeper
 
 # A point of a search lasts so long, or so many times the mean latency before it if that is more.
 _SEARCH_POINT_S = 2.5
@@ -146,13 +148,6 @@ def _measure_all(
 ) -> list[Curve]:
     store = PointStore(config.result_dir)
     store.check()
-    keeper = PointKeeper(
-        config,
-        store,
-        packages=place.client_class.packages,
-        num_ranks=load.num_ranks,
-        note=progress.note,
-    )
     service = Service(
         place.client_class,
         config,
@@ -160,7 +155,7 @@ def _measure_all(
         folders=place.folders,
         raise_if_stopped=place.signals.raise_if_stopped,
     )
-    bench = _Bench(config, keeper, service, generators, load, progress)
+    bench = _Bench(config, store, service, generators, load, progress)
     with _ended(place.crew, service):
         return [bench.measure_curve(sweep) for sweep in config.sweeps]
 
@@ -183,23 +178,31 @@ class _Bench:
     def __init__(
         self,
         config: ServingConfig,
-        keeper: PointKeeper,
+        store: PointStore,
         service: Service,
         generators: Generators,
         load: LocalLoad,
         progress: Progress,
     ) -> None:
         self._config = config
-        self._keeper = keeper
+        self._store = store
         self._service = service
         self._generators = generators
         self._load = load
         self._progress = progress
         self._calibration: Calibration | None = None
 
+    @cached_property
+    def _keeper(self) -> PointKeeper:
+        # Imported late: the first request should not wait for what computes figures.
+        from flexbench.serving.keeper import PointKeeper
+
+        return PointKeeper(
+            self._config, self._store, packages=find_client(self._config.api).packages
+        )
+
     def measure_curve(self, sweep: Sweep) -> Curve:
         """Measure all loads of a sweep, or those that the search for its saturation asks for."""
-        check_measurable(self._keeper.conditions, is_streaming=sweep.prompts.streaming)
         curve = Curve(prompts=sweep.prompts)
         if self._config.is_search:
             self._search(sweep.loads[0], curve)
@@ -223,6 +226,8 @@ class _Bench:
                 return
 
     def _search(self, first: Load, curve: Curve) -> None:
+        from flexbench.serving.saturation import Observation
+
         search = self._new_search(first)
         tries: Counter[float] = Counter()
         latency_s = 0.0
@@ -235,13 +240,17 @@ class _Bench:
             observation = Observation.from_figures(
                 point.figures,
                 meets_slo=not point.violations,
-                is_client_limited=point.is_client_limited,
+                # A latency that is too long by our doing is no violation of the service's.
+                is_client_limited=point.is_client_limited
+                or (bool(point.violations) and point.is_timing_uncertain),
             )
             search.add(level, observation)
         curve.saturation = search.result()
 
     def _new_search(self, first: Load) -> Any:
-        has_slo = bool(self._keeper.conditions)
+        from flexbench.serving.saturation import RateSearch, SaturationSearch
+
+        has_slo = bool(self._config.slo)
         if first.rate_per_s is not None:
             return RateSearch(
                 max_rate=self._config.max_rate, start_rate=first.rate_per_s, has_slo=has_slo
@@ -265,9 +274,19 @@ class _Bench:
 
     def _measure(self, curve: Curve, load: Load, number_of_try: int = 1) -> Point:
         """Measure a point and keep it; or read it, if it had been measured before."""
-        configuration = self._keeper.configuration(curve.prompts, load, number_of_try)
-        point = self._keeper.find(configuration, load)
-        if point is None:
+        configuration = configuration_of(
+            self._config,
+            curve.prompts,
+            load,
+            number_of_try=number_of_try,
+            num_ranks=self._load.num_ranks,
+        )
+        record = None
+        if not self._config.force:
+            record = self._store.find(configuration, tell=self._progress.note)
+        if record is not None:
+            point = self._keeper.point_from(record, load)
+        else:
             point = self._send(curve.prompts, load, configuration)
         curve.points.append(point)
         return point
@@ -279,8 +298,7 @@ class _Bench:
             client_config=client_config,
             prompts=prompts,
             load=load,
-            series=zlib.crc32(repr(configuration["load"]).encode())
-            + configuration["number_of_try"],
+            series=series_of(configuration),
             warmup_requests=self._config.warmup_requests,
             request_timeout_s=self._config.limits.request_timeout_s,
         )
@@ -296,7 +314,12 @@ class _Bench:
                 self._keeper.keep_partial(record, partial, figures, load.label)
                 raise partial.error from partial
             figures = self._keeper.figures(prompts, load, loaded.run)
-            calibration = self._calibrate(prompts, loaded, figures)
+            try:
+                calibration = self._calibrate(prompts, loaded, figures)
+            except FlexbenchError as error:
+                # The point itself is whole, and stays.
+                self._keeper.keep(record, loaded, figures, None, prompts=prompts, load=load)
+                raise error.error if isinstance(error, PartialRun) else error from error
         return self._keeper.keep(record, loaded, figures, calibration, prompts=prompts, load=load)
 
     def _calibrate(
@@ -305,7 +328,11 @@ class _Bench:
         """The generators' own speed and error with about as many requests in flight."""
         in_flight = max(1, figures.max_in_flight // self._load.num_ranks)
         known = self._calibration
-        if known is None or in_flight > _CALIBRATION_REACH * known.concurrency:
+        if (
+            known is None
+            or in_flight > _CALIBRATION_REACH * known.concurrency
+            or loaded.topology.num_parts != known.num_loops
+        ):
             self._calibration = known = calibrate(
                 self._generators, loaded.topology, in_flight, is_streaming=prompts.streaming
             )

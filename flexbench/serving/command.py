@@ -41,7 +41,7 @@ def serving(
     max_new_tokens: options.MaxNewTokens = 64,
     max_new_tokens_var: options.MaxNewTokensVar = 0.3,
     shared_prefix: options.SharedPrefix = 0,
-    streaming: options.Streaming = True,
+    streaming: options.Streaming = None,
     num_clients: options.NumClients = None,
     rate: options.Rate = None,
     arrival: options.ArrivalOption = Arrival.CONSTANT,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from flexbench.serving.audit import Audit
 from flexbench.serving.config import Load, PromptConfig
-from flexbench.serving.figures import PointFigures
-from flexbench.serving.saturation import Saturation
+
+if TYPE_CHECKING:
+    from flexbench.serving.audit import Audit
+    from flexbench.serving.figures import PointFigures
+    from flexbench.serving.saturation import Saturation
 
 
 @dataclass(kw_only=True)
@@ -30,6 +33,11 @@ class Point:
     def is_client_limited(self) -> bool:
         """Whether the load generator, not the service, was the limit."""
         return self.audit.is_client_limited
+
+    @property
+    def is_timing_uncertain(self) -> bool:
+        """Whether some timestamps are late by the load generator's doing."""
+        return self.audit.is_timing_uncertain
 
     @property
     def client_busy(self) -> float | None:

@@ -239,7 +239,7 @@ def compute_figures(
     and without them the slowest would be missing.
     """
     window = round(window_s * NS_PER_S)
-    answers = [trace for trace in traces if trace.is_ok and trace.content_ns]
+    answers = [trace for trace in traces if trace.is_ok and _arrivals(trace)]
     num_failed = sum(trace.failure is not None for trace in traces)
     steady = _steady(
         traces,
@@ -287,6 +287,17 @@ def _end_of(trace: RequestTrace) -> int:
     return trace.ended_ns if trace.ended_ns is not None else trace.content_ns[-1]
 
 
+def _arrivals(trace: RequestTrace) -> list[int]:
+    """When its tokens arrived.
+
+    Tokens that have no text, such as half a character, are counted by the server alone: of an
+    answer with no others it is only known that they were there at its end. It has no latencies.
+    """
+    if trace.content_ns or trace.ended_ns is None or not trace.is_ok:
+        return trace.content_ns
+    return [trace.ended_ns] if trace.output_tokens > 0 else []
+
+
 def _rates(
     traces: Sequence[RequestTrace],
     answers: Sequence[RequestTrace],
@@ -295,15 +306,15 @@ def _rates(
 ) -> dict[str, Any]:
     ended = [trace for trace in answers if _end_of(trace) <= window]
     # Tokens of an answer that never came to its end were generated all the same.
-    begun = [trace for trace in traces if trace.failure is None and trace.content_ns]
+    begun = [trace for trace in traces if trace.failure is None and _arrivals(trace)]
     output_tokens = sum(
-        trace.output_tokens * bisect_right(trace.content_ns, window) / len(trace.content_ns)
+        trace.output_tokens * bisect_right(_arrivals(trace), window) / len(_arrivals(trace))
         for trace in begun
     )
     input_tokens = sum(
         trace.prompt_tokens if trace.server_prompt_tokens is None else trace.server_prompt_tokens
         for trace in begun
-        if trace.content_ns[0] <= window
+        if _arrivals(trace)[0] <= window
     )
     window_s = window / NS_PER_S
     in_flight = _time_in_flight(traces, 0, window) if window > 0 else 0
@@ -342,7 +353,8 @@ def _max_in_flight(traces: Sequence[RequestTrace]) -> int:
     return highest
 
 
-def _latencies(answers: Sequence[RequestTrace], *, is_streaming: bool) -> dict[str, Any]:
+def _latencies(all_answers: Sequence[RequestTrace], *, is_streaming: bool) -> dict[str, Any]:
+    answers = [trace for trace in all_answers if trace.content_ns]
     from_schedule = distribution(trace.content_ns[-1] - trace.scheduled_ns for trace in answers)
     found: dict[str, Any] = {
         "e2e": distribution(_known(map(e2e_ns, answers))),

@@ -10,6 +10,7 @@ What was measured is written to a spool file as it goes: it is there even if thi
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -34,7 +35,8 @@ _SWEEP_S = 0.05
 _LAG_PROBE_S = 0.02
 # Taking answers apart may keep the loop for so long before it looks at the network again.
 _FINISH_SLICE_NS = 200_000
-# Coarse timers wake up a little early or late: the last stretch is waited for actively.
+# Timers are coarse: before a start together, the last stretch is waited for actively. Before each
+# request of an open loop that would keep a core busy, at 500 requests/s for half of the time.
 _ACTIVE_WAIT_S = 0.002
 _LOOKAHEAD = 64
 _MOST_PREPARED = 4096
@@ -116,6 +118,8 @@ class LoopReport:
     """How late a timer was that went off every 20 ms."""
     num_prepared_late: int
     """Requests that were written only when they were to be sent."""
+    niceness: int
+    """Of the process: below 0, it is scheduled before others."""
 
 
 @dataclass(eq=False, slots=True)
@@ -161,6 +165,7 @@ class LoadLoop:
         self._backlog: deque[_Flight] = deque()
         self._is_finishing = False
         self._is_over = False
+        self._broken: asyncio.Future[None]
         self._lags_s: list[float] = []
         self._schedule: Iterator[tuple[int, float]] = iter(())
         if part.load.concurrency is None:
@@ -204,7 +209,8 @@ class LoadLoop:
     async def run(self, start_ns: int) -> LoopReport:
         """Send the load from `start_ns`, on time.monotonic_ns, until its end or a stop."""
         self._start_ns = start_ns
-        await _sleep_until(start_ns)
+        self._broken = asyncio.get_running_loop().create_future()
+        await _sleep_until(start_ns, actively=True)
         cpu_before, wall_before = time.process_time(), time.monotonic()
         watching = [
             asyncio.ensure_future(coroutine)
@@ -215,11 +221,10 @@ class LoadLoop:
             loop = asyncio.get_running_loop()
             remaining_s = self._part.load.duration_s - (time.monotonic_ns() - start_ns) / 1e9
             end = loop.call_later(max(0.0, remaining_s), self._end_sending)
+        is_closed = self._part.load.concurrency is not None
+        sending = asyncio.ensure_future(self._closed_loop() if is_closed else self._open_loop())
         try:
-            if self._part.load.concurrency is not None:
-                await self._closed_loop()
-            else:
-                await self._open_loop()
+            await self._first_of(sending, self._broken, *watching)
         finally:
             cpu_s, wall_s = time.process_time() - cpu_before, time.monotonic() - wall_before
             if end is not None:
@@ -236,7 +241,23 @@ class LoadLoop:
             wall_s=wall_s,
             lags_s=self._lags_s,
             num_prepared_late=self._supply.num_late,
+            niceness=os.nice(0),
         )
+
+    async def _first_of(self, *futures: asyncio.Future[Any]) -> None:
+        """Until one of them is done; raises what it raised, such as OSError on a full disk."""
+        ended, others = await asyncio.wait(futures, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            for future in ended:
+                future.result()
+        except BaseException:
+            self._end_sending()
+            self._cut(list(self._flights), "end")
+            for future in others:
+                future.cancel()
+            if others:
+                await asyncio.wait(others, timeout=_TICK_S)
+            raise
 
     def _end_sending(self) -> None:
         self._is_over = True
@@ -300,17 +321,25 @@ class LoadLoop:
         if not self._is_finishing:
             self._is_finishing = True
             asyncio.get_running_loop().call_soon(self._finish_some)
+        if exchange.failure is not None:
+            # It may have failed without waiting for anything: others have to have their turn.
+            await asyncio.sleep(0)
 
     # --- what can wait ---
 
     def _finish_some(self) -> None:
         """Take answers apart for a moment, and come back after a look at the network."""
         until_ns = time.monotonic_ns() + _FINISH_SLICE_NS
-        while self._backlog:
-            self._finish(self._backlog.popleft())
-            if time.monotonic_ns() >= until_ns:
-                break
-        self._supply.refill()
+        try:
+            while self._backlog:
+                self._finish(self._backlog.popleft())
+                if time.monotonic_ns() >= until_ns:
+                    break
+            self._supply.refill()
+        except Exception as error:  # noqa: BLE001 - `run` raises it; the event loop would log it
+            if not self._broken.done():
+                self._broken.set_exception(error)
+            return
         self._is_finishing = bool(self._backlog)
         if self._is_finishing:
             asyncio.get_running_loop().call_soon(self._finish_some)
@@ -326,7 +355,7 @@ class LoadLoop:
         except Exception as error:  # noqa: BLE001 - whatever a client raises is this request's end
             problem = f"{type(error).__name__}: {error}"
             response = Response(failure=Failure(FailureKind.CLIENT_ERROR, problem))
-        failure = exchange.failure or response.failure
+        failure = response.failure or exchange.failure
         if flight.cut == "timeout":
             limit_s = self._timeout_ns / 1e9
             failure = Failure(FailureKind.TIMEOUT, f"no end within {limit_s:g} s")
@@ -457,13 +486,16 @@ def _current_task() -> asyncio.Task[Any]:
     return task
 
 
-async def _sleep_until(moment_ns: int) -> None:
-    """Until a moment on time.monotonic_ns; timers alone are off by up to a millisecond."""
+async def _sleep_until(moment_ns: int, *, actively: bool = False) -> None:
+    """Until a moment on time.monotonic_ns.
+
+    Timers come up to a millisecond late. `actively`: to the microsecond, and busy until then.
+    """
     remaining_s = (moment_ns - time.monotonic_ns()) / 1e9
-    if remaining_s > _ACTIVE_WAIT_S:
+    if actively and remaining_s > _ACTIVE_WAIT_S:
         await asyncio.sleep(remaining_s - _ACTIVE_WAIT_S / 2)
-    while time.monotonic_ns() < moment_ns:
-        await asyncio.sleep(0)
+    while (remaining_s := (moment_ns - time.monotonic_ns()) / 1e9) > 0:
+        await asyncio.sleep(0 if actively else remaining_s)
 
 
 def new_event_loop() -> asyncio.AbstractEventLoop:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, fields
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from flexbench.core import environment
@@ -42,51 +41,21 @@ class PointKeeper:
         store: PointStore,
         *,
         packages: Sequence[str],
-        num_ranks: int,
-        note: Callable[[str], None],
     ) -> None:
-        """`packages` are those whose versions matter; `note` hears of files that are no use."""
+        """`packages` are those whose versions matter."""
         self.conditions = slo.parse_slo(config.slo)
         self._config = config
         self._store = store
         self._packages = (*PACKAGES, *packages)
-        self._num_ranks = num_ranks
-        self._note = note
 
-    def configuration(
-        self, prompts: PromptConfig, load: Load, number_of_try: int
-    ) -> dict[str, Any]:
-        """Everything that makes a point another one; the same on a second start."""
-        config = self._config
-        return {
-            "api": config.api,
-            "client": public_fields(config.client_config),
-            "prompts": asdict(prompts),
-            "load": asdict(load),
-            "warmup_requests": config.warmup_requests,
-            "request_timeout_s": config.limits.request_timeout_s,
-            "max_errors": config.limits.max_errors,
-            "max_error_rate": config.limits.max_error_rate,
-            "slo": [str(condition) for condition in self.conditions],
-            "num_workers": config.num_workers,
-            "use_threading": config.use_threading,
-            "num_ranks": self._num_ranks,
-            "number_of_try": number_of_try,
-        }
-
-    def find(self, configuration: dict[str, Any], load: Load) -> Point | None:
-        """The point of this configuration that came to its end before, unless --force."""
-        if self._config.force:
-            return None
-        record = self._store.find(configuration, tell=self._note)
-        if record is None:
-            return None
+    def point_from(self, record: dict[str, Any], load: Load) -> Point:
+        """The point that a record of an earlier run tells of."""
         return Point(
             load=load,
             figures=PointFigures.from_record(record["figures"]),
             audit=Audit.from_record(record["audit"]),
             violations=list(record["violations"]),
-            file=self._store.path(configuration),
+            file=self._store.path(record["configuration"]),
             is_from_file=True,
         )
 
@@ -177,17 +146,6 @@ class PointKeeper:
             error.add_details(f"What was measured of {label} until then is in {file}")
 
 
-def public_fields(config: Any) -> dict[str, Any]:
-    """A client's configuration as plain data, without its secrets."""
-    values = {}
-    for one in fields(config):
-        value = getattr(config, one.name)
-        if one.metadata.get("secret") and value is not None:
-            value = environment.REDACTED
-        values[one.name] = str(value) if isinstance(value, Path) else value
-    return values
-
-
 def _describe_generators(loaded: LoadedPoint) -> dict[str, Any]:
     return {
         "num_workers": loaded.topology.num_workers,
@@ -200,6 +158,7 @@ def _describe_generators(loaded: LoadedPoint) -> dict[str, Any]:
                 "wall_s": report.wall_s,
                 "lag": asdict(found) if (found := _lags(report)) is not None else None,
                 "num_prepared_late": report.num_prepared_late,
+                "niceness": report.niceness,
             }
             for report in loaded.run.reports
         ],

@@ -38,6 +38,7 @@ class Calibration:
     """
 
     concurrency: int
+    num_loops: int
     num_requests: int
     cpu_s_per_request: float
     max_requests_per_s: float
@@ -181,6 +182,7 @@ def calibrate(
     per_request = cpu_s / len(ended)
     return Calibration(
         concurrency=concurrency,
+        num_loops=topology.num_parts,
         num_requests=len(ended),
         cpu_s_per_request=per_request,
         max_requests_per_s=topology.num_parts / per_request,

@@ -135,10 +135,11 @@ SharedPrefix = Annotated[
     ),
 ]
 Streaming = Annotated[
-    bool,
+    bool | None,
     typer.Option(
         "--streaming/--no-streaming",
-        help="Ask for tokens as they are generated.",
+        help="Ask for tokens as they are generated. Default: if the client can.",
+        show_default=False,
         rich_help_panel=_PROMPTS,
     ),
 ]

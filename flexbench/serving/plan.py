@@ -19,9 +19,7 @@ from flexbench.serving.config import (
     Sweep,
 )
 from flexbench.serving.config_files import expand
-from flexbench.serving.load import choose_topology
 from flexbench.serving.prompts import open_prompts
-from flexbench.serving.slo import check_measurable, parse_slo
 
 _DEFAULT_MAX_PROMPT_LENGTH = 4000
 _PROMPT_NAMES = tuple(field.name for field in fields(PromptConfig))
@@ -68,6 +66,8 @@ def make_sweeps(arguments: dict[str, Any]) -> tuple[Sweep, ...]:
     """
     paths = arguments["config_file"] or []
     given = {name: arguments[name] for name in (*_PROMPT_NAMES, "num_clients", "rate")}
+    if given["streaming"] is None:
+        given["streaming"] = getattr(find_client(arguments["api"]), "can_stream", True)
     return tuple(
         Sweep(prompts=_prompts(values), loads=_loads(arguments | values))
         for values in (expand(paths, given) if paths else [given])
@@ -133,10 +133,15 @@ def _duration(arguments: Mapping[str, Any]) -> float | None:
 
 def check_plan(config: ServingConfig) -> None:
     """Find out what would stop the run before anything is sent. Raises ConfigError and such."""
-    conditions = parse_slo(config.slo)
+    # Imported late: --help needs none of it.
+    from flexbench.serving.load import choose_topology
+
     client_class = find_client(config.api)
     for sweep in config.sweeps:
-        check_measurable(conditions, is_streaming=sweep.prompts.streaming)
+        if config.slo:
+            from flexbench.serving.slo import check_measurable, parse_slo
+
+            check_measurable(parse_slo(config.slo), is_streaming=sweep.prompts.streaming)
         open_prompts(sweep.prompts).request(0)
         for load in sweep.loads:
             choose_topology(

@@ -16,14 +16,16 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from flexbench.core.errors import ConfigError, FlexbenchError, InputFileError
 from flexbench.core.results import ResultRow, ResultsFile
 from flexbench.serving.audit import Audit
 from flexbench.serving.config import Load, PromptConfig
-from flexbench.serving.figures import PointFigures
 from flexbench.serving.traces import RequestTrace
+
+if TYPE_CHECKING:
+    from flexbench.serving.figures import PointFigures
 
 SCHEMA_VERSION = 1
 SYSTEM = "serving"
@@ -192,8 +194,12 @@ def _check_whole(path: Path, record: Mapping[str, Any], configuration: Mapping[s
     """Raise InputFileError unless the record has everything, and is of this configuration."""
     if _canonical(record.get("configuration")) != _canonical(configuration):
         raise InputFileError(path, "has another configuration than its name says")
+    from flexbench.serving.figures import PointFigures
+
     try:
         PointFigures.from_record(record["figures"])
+        Audit.from_record(record["audit"])
+        list(record["violations"])
         Audit.from_record(record["audit"])
         decode_traces(record["requests"])
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -48,6 +48,7 @@ def print_curve(console: Console, config: ServingConfig, curve: Curve) -> None:
             load=point.load,
             figures=point.figures,
             is_client_limited=point.is_client_limited,
+            is_timing_uncertain=point.is_timing_uncertain,
             client_busy=point.client_busy,
         )
         for point in sorted(
@@ -86,6 +87,14 @@ def _remarks(curve: Curve) -> Iterator[str]:
     limited = [point for point in curve.points if point.is_client_limited]
     for point in limited[:_MOST_REASONS]:
         yield f"Client-limited at {point.load.label}: {'; '.join(point.audit.reasons)}."
+    late = [point for point in curve.points if point.is_timing_uncertain]
+    if late:
+        worst = max(late, key=lambda point: point.audit.inputs.loop_lag_p99_s or 0)
+        reasons = "; ".join(worst.audit.timing_reasons)
+        yield (
+            f"Late at {len(late)} of {len(curve.points)} points, most at {worst.load.label}: "
+            f"{reasons}."
+        )
     for point in curve.points:
         for violation in point.violations:
             yield f"Not met at {point.load.label}: {violation}."

@@ -20,7 +20,7 @@ from flexbench.ranks.group import Group
 from flexbench.serving.config import Arrival, Load, PromptConfig, ServingConfig
 from flexbench.serving.generator import LoopReport
 from flexbench.serving.generators import Board, Generators, PointRun, PointSpec, Topology
-from flexbench.serving.keeper import public_fields
+from flexbench.serving.identity import public_fields
 from flexbench.serving.load import LoadedPoint, LocalLoad
 from flexbench.serving.traces import RequestTrace
 
@@ -44,30 +44,40 @@ class RankedLoad(LocalLoad):
         self.num_ranks = group.size
 
     def topology(self, load: Load) -> Topology:
-        """How this rank's part of `load` is spread over processes."""
+        """How rank 0's part of `load` is spread over processes, and so every rank's."""
         own = super().topology(_part_of_one(load, self._group.size))
-        return dataclasses.replace(
-            own,
-            first_part=self._group.rank * own.num_parts,
-            total_parts=self._group.size * own.num_parts,
+        return self._place(own.num_workers, own.num_parts)
+
+    def _place(self, num_workers: int, num_parts: int) -> Topology:
+        return Topology(
+            num_workers=num_workers,
+            num_parts=num_parts,
+            first_part=self._group.rank * num_parts,
+            total_parts=self._group.size * num_parts,
         )
 
     def send(self, spec: PointSpec, on_status: Callable[[Board], None]) -> LoadedPoint:
         """Let all ranks prepare and send a point; what all of them saw."""
-        self._group.broadcast("next", _encode_spec(spec))
-        return self._take_part(spec, on_status)
+        topology = self.topology(spec.load)
+        # All have as many loops as rank 0: with numbers of their own, as of machines with other
+        # CPUs, some requests would be sent twice and others never.
+        shape = {"num_workers": topology.num_workers, "num_parts": topology.num_parts}
+        self._group.broadcast("next", _encode_spec(spec) | {"topology": shape})
+        return self._take_part(spec, topology, on_status)
 
     def follow(self) -> None:
         """On another rank: take part in one point after another, until rank 0 has no more."""
         while (told := self._group.broadcast("next")) != _END:
-            self._take_part(_decode_spec(told, self._config), lambda _: None)
+            topology = self._place(**told["topology"])
+            self._take_part(_decode_spec(told, self._config), topology, lambda _: None)
 
     def end(self) -> None:
         """On rank 0: let the others go."""
         self._group.broadcast("next", _END)
 
-    def _take_part(self, spec: PointSpec, on_status: Callable[[Board], None]) -> LoadedPoint:
-        topology = self.topology(spec.load)
+    def _take_part(
+        self, spec: PointSpec, topology: Topology, on_status: Callable[[Board], None]
+    ) -> LoadedPoint:
         failures = self._prepare(spec, topology)
         start_ns = self._group.start_together(_START_DELAY_S)
         run = self._generators.run(

@@ -11,6 +11,8 @@ from flexbench.core.folders import WorkFolders
 from flexbench.core.progress import Progress
 from flexbench.serving.config import PromptConfig, ServingConfig
 
+_MANY_DEVIATIONS = 4
+
 
 class Service:
     """The service behind a client. Points that were measured before need none."""
@@ -60,12 +62,24 @@ class Service:
             timeout_s=config.limits.service_timeout_s,
             raise_if_stopped=self._raise_if_stopped,
             streaming=any(one.streaming for one in prompts),
-            max_prompt_tokens=max(one.max_prompt_length for one in prompts),
+            max_prompt_tokens=max(_longest_prompt(one) for one in prompts),
             max_new_tokens=max(_longest_output(one) for one in prompts),
             max_in_flight=max(in_flight),
         )
 
 
+def _longest_prompt(prompts: PromptConfig) -> int:
+    """Of a dataset nothing is known but the limit."""
+    if (prompts.prompt_text_source or "").endswith(".jsonl"):
+        return prompts.max_prompt_length
+    likely = _hardly_exceeded(prompts.prompt_length, prompts.prompt_length_var)
+    return min(likely, prompts.max_prompt_length)
+
+
 def _longest_output(prompts: PromptConfig) -> int:
-    """The most tokens that a request will ask for: what hardly any draw exceeds."""
-    return math.ceil(prompts.max_new_tokens * (1 + 4 * prompts.max_new_tokens_var))
+    return _hardly_exceeded(prompts.max_new_tokens, prompts.max_new_tokens_var)
+
+
+def _hardly_exceeded(mean: int, fraction: float) -> int:
+    """What hardly any draw from the lengths' distribution exceeds."""
+    return math.ceil(mean * (1 + _MANY_DEVIATIONS * fraction))

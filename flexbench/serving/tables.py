@@ -16,6 +16,7 @@ from flexbench.serving.figures import Distribution, PointFigures
 from flexbench.serving.saturation import Saturation, StopReason
 
 CLIENT_LIMITED_MARK = "!"
+TIMING_MARK = "~"
 _PLOT_HEIGHT = 10
 _PLOT_WIDTH = 60
 
@@ -27,6 +28,7 @@ class CurvePoint:
     load: Load
     figures: PointFigures
     is_client_limited: bool = False
+    is_timing_uncertain: bool = False
     client_busy: float | None = None
     """The busiest event loop: CPU time over wall time."""
 
@@ -59,6 +61,8 @@ def legend(points: Sequence[CurvePoint]) -> str:
     )
     if any(point.is_client_limited for point in points):
         text += f" {CLIENT_LIMITED_MARK}: client-limited, the load generator was the limit."
+    if any(point.is_timing_uncertain for point in points):
+        text += f" {TIMING_MARK}: the load generator was late at times, and latencies are too long."
     return text
 
 
@@ -158,8 +162,14 @@ def _cells(point: CurvePoint, *, is_streaming: bool) -> list[str]:
         _figure(figures.in_flight),
         "-" if point.client_busy is None else f"{point.client_busy * 100:.0f}",
         "-" if figures.error_rate is None else f"{figures.error_rate * 100:.3g}",
-        CLIENT_LIMITED_MARK if point.is_client_limited else "",
+        _mark(point),
     ]
+
+
+def _mark(point: CurvePoint) -> str:
+    if point.is_client_limited:
+        return CLIENT_LIMITED_MARK
+    return TIMING_MARK if point.is_timing_uncertain else ""
 
 
 def _figure(value: float | None) -> str:

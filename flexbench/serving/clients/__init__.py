@@ -21,7 +21,7 @@ DEFAULT_CLIENT = "openai"
 ENTRY_POINTS = "flexbench.clients"
 
 BUILT_IN = {
-    "openai": "flexbench.serving.clients.openai:OpenAIClient",
+    "openai": "flexbench.http_endpoint.openai:OpenAIClient",
     "dummy": "flexbench.serving.clients.dummy:DummyClient",
     "vllm": "flexbench.serving.clients.vllm:VLLMClient",
     "fastgen": "flexbench.serving.clients.fastgen:FastGenClient",

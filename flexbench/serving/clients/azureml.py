@@ -21,14 +21,14 @@ from flexbench.core.endpoint import (
     ServiceContext,
 )
 from flexbench.core.errors import ConfigError, RunError
-from flexbench.serving.clients.openai import describe_refused_key
-from flexbench.serving.http.address import Url, parse_url
-from flexbench.serving.http.keys import check_key, check_variable, quoting, read_key
-from flexbench.serving.http.requirement import require_http
+from flexbench.http_endpoint.address import Url, parse_url
+from flexbench.http_endpoint.keys import check_key, check_variable, quoting, read_key
+from flexbench.http_endpoint.openai import describe_refused_key
+from flexbench.http_endpoint.requirement import require_http
 
 if TYPE_CHECKING:
-    from flexbench.serving.http.pool import ConnectionPool
-    from flexbench.serving.http.tls import TlsOptions
+    from flexbench.http_endpoint.pool import ConnectionPool
+    from flexbench.http_endpoint.tls import TlsOptions
 
 _DEPLOYMENT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _CHECK_TIMEOUT_S = 60.0
@@ -84,7 +84,7 @@ class AzureMLConfig:
 
     def tls_options(self) -> TlsOptions:
         """Which certificates are accepted."""
-        from flexbench.serving.http.tls import TlsOptions
+        from flexbench.http_endpoint.tls import TlsOptions
 
         return TlsOptions(ca_file=self.ca_file, is_insecure=self.tls_insecure)
 
@@ -94,6 +94,7 @@ class AzureMLClient:
 
     config_class: ClassVar[type] = AzureMLConfig
     requests_per_worker: ClassVar[int | None] = None
+    can_stream: ClassVar[bool] = False
     preload: ClassVar[tuple[str, ...]] = ()
     packages: ClassVar[tuple[str, ...]] = ("uvloop", "httptools", "orjson")
 
@@ -112,7 +113,7 @@ class AzureMLClient:
         Raises RunError, or ConfigError for an option that has to be another.
         """
         require_http()
-        from flexbench.serving.http.fetch import fetch
+        from flexbench.http_endpoint.fetch import fetch
 
         if context.streaming:
             raise ConfigError(
@@ -153,7 +154,7 @@ class AzureMLClient:
 
     async def open(self, num_connections: int) -> None:
         """Open connections for so many requests at once."""
-        from flexbench.serving.http.pool import ConnectionPool
+        from flexbench.http_endpoint.pool import ConnectionPool
 
         self._pool = ConnectionPool(self.config.request_url(), self.config.tls_options())
         await self._pool.open(num_connections)
@@ -167,7 +168,7 @@ class AzureMLClient:
         """The request as it goes over the network."""
         import orjson
 
-        from flexbench.serving.http.head import with_body
+        from flexbench.http_endpoint.head import with_body
 
         parameters = {
             "max_new_tokens": request.max_new_tokens,
@@ -186,8 +187,8 @@ class AzureMLClient:
         """Read what arrived. These endpoints do not count tokens: the tokenizer has to."""
         if exchange.failure is not None or not exchange.ended_at:
             return Response(failure=exchange.failure)
-        from flexbench.serving.http.completions import error_message
-        from flexbench.serving.http.failures import status_failed
+        from flexbench.http_endpoint.completions import error_message
+        from flexbench.http_endpoint.failures import status_failed
 
         body = b"".join(exchange.pieces)
         failure = status_failed(exchange.status, error_message(body), self._quote)
@@ -211,7 +212,7 @@ class AzureMLClient:
 
     @cached_property
     def _head(self) -> bytes:
-        from flexbench.serving.http.head import posting
+        from flexbench.http_endpoint.head import posting
 
         headers = {"azureml-model-deployment": self.config.deployment_name}
         return posting(self.config.request_url(), key=self._key, headers=headers)

@@ -34,8 +34,8 @@ from flexbench.core.endpoint import (
 )
 from flexbench.core.environment import may_have_gpu
 from flexbench.core.errors import ConfigError, MissingDependencyError, WorkerError
-from flexbench.serving.http.keys import quoting
-from flexbench.serving.service_process import LOCAL_HOST, ServiceProcess, find_port
+from flexbench.core.service_process import LOCAL_HOST, ServiceProcess, find_port
+from flexbench.http_endpoint.keys import quoting
 
 _MAX_PORT = 65535
 _DEPLOYMENT_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")

@@ -17,9 +17,9 @@ from flexbench.core.endpoint import Exchange, GenerationRequest, Response, Servi
 from flexbench.core.environment import redact_command_line
 from flexbench.core.errors import ConfigError, MissingDependencyError, RunError, WorkerError
 from flexbench.core.folders import local_path
-from flexbench.serving.clients.openai import OpenAIClient, OpenAIConfig
-from flexbench.serving.http.keys import read_key
-from flexbench.serving.service_process import LOCAL_HOST, ServiceProcess, find_port
+from flexbench.core.service_process import LOCAL_HOST, ServiceProcess, find_port
+from flexbench.http_endpoint.keys import read_key
+from flexbench.http_endpoint.openai import OpenAIClient, OpenAIConfig
 
 _MAX_PORT = 65535
 # Below the half second that a wait may take without a look at Ctrl-C.
@@ -99,15 +99,20 @@ class VLLMConfig:
 
     def requests_config(self) -> OpenAIConfig:
         """How the server is asked. Where it is, only once the port is known."""
-        return OpenAIConfig(
+        config = OpenAIConfig(
             model=self.model,
             api_url=f"http://{LOCAL_HOST}:{self.port or 1}",
             endpoint=self.endpoint,
             api_key_env=_KEY_VARIABLE,
             temperature=self.temperature,
-            ignore_eos=self.ignore_eos,
             extra_body=self.extra_body,
         )
+        if not self.ignore_eos:
+            return config
+        # For vLLM it is enough. min_tokens, which other servers may need beside it, would make vLLM
+        # change the logits of every step, so that the end of a text is never chosen.
+        fields = {"ignore_eos": True, **config.extra_fields()}
+        return replace(config, extra_body=json.dumps(fields))
 
 
 class VLLMClient:

@@ -43,16 +43,6 @@ def test_what_is_not_known_is_not_held_against_a_point():
     ("changes", "reason"),
     [
         ({"worker_busy": (0.2, 0.95)}, "a worker's event loop was busy 95% of the time"),
-        (
-            {"loop_lag_p99_s": 0.006},
-            "1 % of a worker's events were handled 6 ms late or later, which is much beside first "
-            "tokens after 50 ms (median)",
-        ),
-        (
-            {"loop_lag_p99_s": 0.03, "ttft_p50_s": None},
-            "1 % of a worker's events were handled 30 ms late or later, which is much beside "
-            "answers after 200 ms (median)",
-        ),
         ({"steady_in_flight": 35.0}, "35 requests were in flight on average, not 100"),
         (
             OPEN | {"send_lateness_p99_s": 0.03},
@@ -66,6 +56,28 @@ def test_what_is_not_known_is_not_held_against_a_point():
             {"generator_requests_per_s": 555.0},
             "500 requests/s are 90% of what the generators can send",
         ),
+    ],
+)
+def test_each_reason_is_a_sentence_with_numbers(changes, reason):
+    verdict = audit(AuditInput(**GOOD | changes))
+    assert verdict.is_client_limited
+    assert verdict.reasons == (reason,)
+    assert not verdict.is_timing_uncertain
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        (
+            {"loop_lag_p99_s": 0.006},
+            "1 % of a worker's events were handled 6 ms late or later, which is much beside first "
+            "tokens after 50 ms (median)",
+        ),
+        (
+            {"loop_lag_p99_s": 0.03, "ttft_p50_s": None},
+            "1 % of a worker's events were handled 30 ms late or later, which is much beside "
+            "answers after 200 ms (median)",
+        ),
         (
             {"generator_error_p99_s": 0.02},
             "against the dummy, the generators measured up to 20 ms too much (99th percentile), "
@@ -73,10 +85,11 @@ def test_what_is_not_known_is_not_held_against_a_point():
         ),
     ],
 )
-def test_each_reason_is_a_sentence_with_numbers(changes, reason):
+def test_late_timestamps_are_told_apart_from_a_limit_of_throughput(changes, reason):
     verdict = audit(AuditInput(**GOOD | changes))
-    assert verdict.is_client_limited
-    assert verdict.reasons == (reason,)
+    assert verdict.is_timing_uncertain
+    assert verdict.timing_reasons == (reason,)
+    assert not verdict.is_client_limited
 
 
 @pytest.mark.parametrize(
@@ -94,7 +107,9 @@ def test_each_reason_is_a_sentence_with_numbers(changes, reason):
     ],
 )
 def test_at_the_limit_a_point_is_still_good(changes):
-    assert audit(AuditInput(**GOOD | changes)).reasons == ()
+    verdict = audit(AuditInput(**GOOD | changes))
+    assert verdict.reasons == ()
+    assert verdict.timing_reasons == ()
 
 
 def test_several_reasons_are_all_given():

@@ -314,3 +314,28 @@ def test_from_traces_to_the_exact_capacity(capacity):
     assert result.knee_level == capacity
     assert result.highest_requests_per_s == pytest.approx(10 * capacity, rel=0.01)
     assert search.num_points <= 9
+
+
+def test_tokens_without_text_count_for_throughput_and_have_no_latency():
+    """Half a character is a token with nothing to show: when it arrived is not known."""
+    silent = RequestTrace(
+        index=0,
+        worker=0,
+        scheduled_ns=0,
+        sent_ns=0,
+        connected_ns=None,
+        content_ns=[],
+        ended_ns=500_000_000,
+        prompt_tokens=8,
+        max_new_tokens=2,
+        output_tokens=2,
+        is_counted_by_server=True,
+        server_prompt_tokens=8,
+        finish_reason="length",
+        is_unfinished=False,
+        failure=None,
+        failure_message=None,
+    )
+    figures = compute_figures([silent], window_s=1.0, is_streaming=True)
+    assert (figures.num_ok, figures.requests_per_s, figures.output_tokens_per_s) == (1, 1.0, 2.0)
+    assert (figures.ttft, figures.e2e, figures.tpot, figures.itl) == (None, None, None, None)

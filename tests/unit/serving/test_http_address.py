@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flexbench.core.errors import ConfigError
-from flexbench.serving.http.address import parse_url
+from flexbench.http_endpoint.address import parse_url
 
 
 @pytest.mark.parametrize(

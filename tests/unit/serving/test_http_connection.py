@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexbench.core.endpoint import Exchange, FailureKind
-from flexbench.serving.http.address import parse_url
-from flexbench.serving.http.connection import MAX_HEAD_BYTES, Connection
-from flexbench.serving.http.head import AnswerHead, posting, request_head, with_body
+from flexbench.http_endpoint.address import parse_url
+from flexbench.http_endpoint.connection import MAX_HEAD_BYTES, Connection
+from flexbench.http_endpoint.head import AnswerHead, posting, request_head, with_body
 
 URL = parse_url("", "http://example.org:8000/v1")
 
@@ -224,7 +224,7 @@ def test_a_head_without_end() -> None:
 
 
 def test_an_answer_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flexbench.serving.http.connection.MAX_ANSWER_BYTES", 1 << 20)
+    monkeypatch.setattr("flexbench.http_endpoint.connection.MAX_ANSWER_BYTES", 1 << 20)
     talk = Talk().receive([UNTIL_END])
     for _ in range(16):
         assert not talk.waiter.is_set

@@ -10,9 +10,9 @@ import pytest
 
 from flexbench.core.endpoint import FailureKind
 from flexbench.core.errors import ConfigError
-from flexbench.serving.http.address import parse_url
-from flexbench.serving.http.failures import connecting_failed, status_failed
-from flexbench.serving.http.keys import check_variable, quoting, read_key
+from flexbench.http_endpoint.address import parse_url
+from flexbench.http_endpoint.failures import connecting_failed, status_failed
+from flexbench.http_endpoint.keys import check_variable, quoting, read_key
 
 HTTP = parse_url("", "http://example.org:8000")
 HTTPS = parse_url("", "https://example.org:8443")

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexbench.core.endpoint import Exchange, Failure, FailureKind, Response
-from flexbench.serving.http.completions import AnswerReader
-from flexbench.serving.http.keys import quoting
+from flexbench.http_endpoint.completions import AnswerReader
+from flexbench.http_endpoint.keys import quoting
 
 READER = AnswerReader(quoting("sk-hunter2"))
 ENDED_AT = 9000
@@ -122,6 +122,7 @@ def test_several_events_in_a_piece_and_an_event_in_several() -> None:
     [
         ([event(text("a", "stop"))], None),  # no [DONE], but it says that it is finished
         ([event(text("a")), DONE], None),
+        ([event(text("a")), DONE, b"data: {garbage\n\n"], None),
         ([event(text("a"))], FailureKind.CLOSED),
         ([event(text("a")), DONE[:-1]], FailureKind.CLOSED),
         ([b": ping\n\n"], FailureKind.MALFORMED),

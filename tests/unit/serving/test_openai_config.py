@@ -11,7 +11,7 @@ import pytest
 
 from flexbench.core.endpoint import GenerationRequest
 from flexbench.core.errors import ConfigError
-from flexbench.serving.clients.openai import OpenAIClient, OpenAIConfig
+from flexbench.http_endpoint.openai import OpenAIClient, OpenAIConfig
 
 REQUEST = GenerationRequest(
     index=0, prompt='say "ä"', prompt_tokens=3, max_new_tokens=7, is_streaming=True
@@ -109,7 +109,6 @@ def test_chat_at_once_with_everything(monkeypatch: pytest.MonkeyPatch) -> None:
         "model": "m",
         "messages": [{"role": "user", "content": 'say "ä"'}],
         "max_completion_tokens": 7,
-        "min_tokens": 7,
         "ignore_eos": True,
         "top_k": 5,
         "stream": False,

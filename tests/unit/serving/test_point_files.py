@@ -65,6 +65,7 @@ def record(**changes):
         "started_at": "2026-01-01T00:00:00+00:00",
         "figures": figures.as_record(),
         "audit": audit(AuditInput(worker_busy=(0.5,))).as_record(),
+        "violations": [],
     }
     return values | {"configuration": configuration()} | changes
 

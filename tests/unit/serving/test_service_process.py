@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from flexbench.core.errors import ConfigError, DeadlineError, Interrupted, WorkerError
-from flexbench.serving.service_process import ServiceProcess, find_port
+from flexbench.core.service_process import ServiceProcess, find_port
 
 PYTHON = [sys.executable, "-S", "-c"]
 # Says which processes there are, itself and one in a session of its own; neither ends by itself.
@@ -129,7 +129,7 @@ def test_one_that_ends_while_another_answers_in_its_place(make):
     process = make("raise SystemExit(1)")
     process.start()
     with pytest.raises(WorkerError, match="ended with exit code 1"):
-        wait(process, lambda: not is_running(process.pid))
+        wait(process, lambda: not psutil.pid_exists(process.pid))
 
 
 def test_one_that_was_killed(make):
@@ -201,7 +201,7 @@ def test_what_one_that_was_killed_leaves_is_ended(make, tmp_path):
 def test_all_end_when_flexbench_is_killed(tmp_path):
     code = f"""
 import pathlib, time
-from flexbench.serving.service_process import ServiceProcess
+from flexbench.core.service_process import ServiceProcess
 process = ServiceProcess("server", {[*PYTHON, FAMILY]!r}, log_path=pathlib.Path("log"), stop_grace_s=1.0)
 process.start()
 time.sleep(60)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flexbench.serving.sse import EventStream
+from flexbench.http_endpoint.sse import EventStream
 
 
 def feed_all(pieces: list[bytes]) -> list[bytes]:

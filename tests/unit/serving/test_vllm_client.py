@@ -191,7 +191,6 @@ def test_a_server_is_started_described_asked_and_ended(started, command, model, 
         "model": "its-name",
         "prompt": "hello",
         "max_tokens": 7,
-        "min_tokens": 7,
         "ignore_eos": True,
         "temperature": 0.0,
         "stream": False,
@@ -200,6 +199,14 @@ def test_a_server_is_started_described_asked_and_ended(started, command, model, 
     started.stop_service()
     assert asyncio.run(ask(started.config)).failure.kind is FailureKind.REFUSED
     started.stop_service()
+
+
+def test_further_fields_of_requests():
+    config = VLLMConfig(model="m", port=80, extra_body='{"top_k": 5, "ignore_eos": false}')
+    assert config.requests_config().extra_fields() == {"top_k": 5, "ignore_eos": False}
+    without = replace(config, extra_body=None)
+    assert without.requests_config().extra_fields() == {"ignore_eos": True}
+    assert replace(without, ignore_eos=False).requests_config().extra_body is None
 
 
 def test_chat_and_the_end_of_a_text(started):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flexbench.core.errors import ConfigError
-from flexbench.serving.http.address import Url
+from flexbench.http_endpoint.address import Url
 
 
 @dataclass(frozen=True, kw_only=True)

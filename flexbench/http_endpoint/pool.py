@@ -12,10 +12,10 @@ from time import monotonic_ns
 from typing import Any
 
 from flexbench.core.endpoint import Exchange
-from flexbench.serving.http.address import Url
-from flexbench.serving.http.connection import Connection
-from flexbench.serving.http.failures import connecting_failed
-from flexbench.serving.http.tls import TlsOptions, make_context
+from flexbench.http_endpoint.address import Url
+from flexbench.http_endpoint.connection import Connection
+from flexbench.http_endpoint.failures import connecting_failed
+from flexbench.http_endpoint.tls import TlsOptions, make_context
 
 # More at once, and a server's backlog overflows: then some wait a second for their next try.
 _OPENED_AT_ONCE = 32

@@ -6,7 +6,6 @@ Only data is of interest here: names of events, their numbers and comments are r
 from __future__ import annotations
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_LINE_FEED = 10
 
 
 class EventStream:
@@ -33,9 +32,10 @@ class EventStream:
 
         Several data lines of one event are joined by line feeds.
         """
-        # What most servers send, most of the time: a whole event of a single data line.
+        # What most servers send, most of the time: a whole event of a single data line. Should its
+        # last line end go on in the next piece, that is one more empty line, which says nothing.
         lines = piece.splitlines()
-        if len(lines) == 2 and not lines[1] and piece[-1] == _LINE_FEED and self._is_between_events:
+        if len(lines) == 2 and not lines[1] and self._is_between_events:
             line = lines[0]
             if line[:6] == b"data: ":
                 self._is_at_start = False

@@ -28,6 +28,7 @@ STOP_GRACE_S = 10.0
 _WATCHER_GRACE_S = 7.0
 _START_TIMEOUT_S = 30.0
 _CHECK_EVERY_S = 0.05
+_NEWS_S = 0.1
 _LOG_LINES_SHOWN = 15
 _LOG_BYTES_READ = 65536
 _WATCHER = Path(__file__).with_name("service_watcher.py")
@@ -111,7 +112,10 @@ class ServiceProcess:
         while True:
             raise_if_stopped()
             is_ready = check()
-            self.raise_if_ended()  # also if ready: another server may have answered in its place
+            if is_ready:
+                # Another server may have answered in its place: the end of ours would be news.
+                self._note_end(_NEWS_S)
+            self.raise_if_ended()
             waited_s = time.monotonic() - started_at
             if is_ready:
                 return waited_s
@@ -134,10 +138,9 @@ class ServiceProcess:
         """Whether the server's first process runs, as far as is known."""
         if self._watcher is None or self._exit_code is not None:
             return False
-        report = self._next_report(0)
-        if report.startswith("ended "):
-            self._exit_code = int(report.removeprefix("ended "))
-        return self._exit_code is None and self._watcher.poll() is None
+        is_watched = self._watcher.poll() is None
+        self._note_end(0)  # after the look at the watcher, which reports before it ends itself
+        return self._exit_code is None and is_watched
 
     def stop(self) -> None:
         """End the server and all that it started, and wait for that; nothing if that is done."""
@@ -172,6 +175,11 @@ class ServiceProcess:
         lines = [_printable(line) for line in text.splitlines()]
         shown = [line for line in lines if line.strip()][-_LOG_LINES_SHOWN:]
         return "\n".join([*shown, f"Full log: {self.log_path}"])
+
+    def _note_end(self, timeout_s: float) -> None:
+        report = self._next_report(timeout_s)
+        if report.startswith("ended "):
+            self._exit_code = int(report.removeprefix("ended "))
 
     def _next_report(self, timeout_s: float) -> str:
         """The watcher's next line; "" if there is none within the time."""

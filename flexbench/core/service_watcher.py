@@ -51,7 +51,6 @@ class Watcher:
         if self._start():
             self._wait()
             self._end_all()
-            _report(f"ended {self._exit_code}")
 
     def _listen_to_signals(self) -> None:
         for end in (self._reader, self._writer):
@@ -101,6 +100,7 @@ class Watcher:
                     return
                 if pid == self._pid:
                     self._exit_code = os.waitstatus_to_exitcode(status)
+                    _report(f"ended {self._exit_code}")
 
     def _end_all(self) -> None:
         """The first process ends the others in order, if it can; what it leaves is told, too."""

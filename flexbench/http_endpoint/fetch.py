@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from flexbench.core.endpoint import Exchange, Failure, FailureKind
-from flexbench.serving.http.address import Url
-from flexbench.serving.http.failures import connecting_failed
-from flexbench.serving.http.pool import ConnectionPool
-from flexbench.serving.http.tls import TlsOptions
+from flexbench.http_endpoint.address import Url
+from flexbench.http_endpoint.failures import connecting_failed
+from flexbench.http_endpoint.pool import ConnectionPool
+from flexbench.http_endpoint.tls import TlsOptions
 
 _LOOK_EVERY_S = 0.2
 

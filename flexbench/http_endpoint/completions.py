@@ -13,9 +13,9 @@ from typing import Any
 import orjson
 
 from flexbench.core.endpoint import Exchange, Failure, FailureKind, GenerationRequest, Response
-from flexbench.serving.http.failures import status_failed
-from flexbench.serving.http.head import with_body
-from flexbench.serving.sse import EventStream
+from flexbench.http_endpoint.failures import status_failed
+from flexbench.http_endpoint.head import with_body
+from flexbench.http_endpoint.sse import EventStream
 
 _DONE = b"[DONE]"
 _SPACE = b" \t\r\n"
@@ -55,7 +55,6 @@ class RequestWriter:
         body[self._length_field] = request.max_new_tokens
         if self._ignores_eos:
             body["ignore_eos"] = True
-            body["min_tokens"] = request.max_new_tokens
         body["stream"] = request.is_streaming
         if request.is_streaming and self._has_usage_in_stream:
             body["stream_options"] = {"include_usage": True}

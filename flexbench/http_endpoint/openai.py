@@ -22,15 +22,15 @@ from flexbench.core.endpoint import (
     ServiceContext,
 )
 from flexbench.core.errors import ConfigError, RunError
-from flexbench.serving.http.address import Url, parse_url
-from flexbench.serving.http.keys import check_variable, quoting, read_key
-from flexbench.serving.http.requirement import require_http
+from flexbench.http_endpoint.address import Url, parse_url
+from flexbench.http_endpoint.keys import check_variable, quoting, read_key
+from flexbench.http_endpoint.requirement import require_http
 
 if TYPE_CHECKING:
-    from flexbench.serving.http.completions import AnswerReader, RequestWriter
-    from flexbench.serving.http.fetch import Fetched
-    from flexbench.serving.http.pool import ConnectionPool
-    from flexbench.serving.http.tls import TlsOptions
+    from flexbench.http_endpoint.completions import AnswerReader, RequestWriter
+    from flexbench.http_endpoint.fetch import Fetched
+    from flexbench.http_endpoint.pool import ConnectionPool
+    from flexbench.http_endpoint.tls import TlsOptions
 
 DEFAULT_API_URL = "http://127.0.0.1:8000"
 _PATHS = {"completions": "/completions", "chat": "/chat/completions"}
@@ -71,7 +71,7 @@ class OpenAIConfig:
     ignore_eos: bool = field(
         default=False,
         metadata={
-            "help": "Ask for exactly as many tokens as are wanted (ignore_eos and min_tokens; "
+            "help": "Ask for exactly as many tokens as are wanted (ignore_eos; "
             "vLLM and SGLang know them)"
         },
     )
@@ -138,7 +138,7 @@ class OpenAIConfig:
 
     def tls_options(self) -> TlsOptions:
         """Which certificates are accepted."""
-        from flexbench.serving.http.tls import TlsOptions
+        from flexbench.http_endpoint.tls import TlsOptions
 
         return TlsOptions(ca_file=self.ca_file, is_insecure=self.tls_insecure)
 
@@ -227,8 +227,8 @@ class OpenAIClient:
             )
 
     def _ask_models(self, context: ServiceContext) -> Fetched:
-        from flexbench.serving.http.fetch import fetch
-        from flexbench.serving.http.head import request_head
+        from flexbench.http_endpoint.fetch import fetch
+        from flexbench.http_endpoint.head import request_head
 
         base = self.config.base_url()
         url = base.with_path(f"{base.path}/models")
@@ -241,8 +241,8 @@ class OpenAIClient:
         )
 
     def _raise_unless_ready(self, fetched: Fetched) -> None:
-        from flexbench.serving.http.completions import error_message
-        from flexbench.serving.http.failures import status_failed
+        from flexbench.http_endpoint.completions import error_message
+        from flexbench.http_endpoint.failures import status_failed
 
         failure = fetched.exchange.failure
         if failure is not None:
@@ -262,7 +262,7 @@ class OpenAIClient:
 
     async def open(self, num_connections: int) -> None:
         """Open connections for so many requests at once."""
-        from flexbench.serving.http.pool import ConnectionPool
+        from flexbench.http_endpoint.pool import ConnectionPool
 
         url = self.config.request_url()
         self._pool = ConnectionPool(url, self.config.tls_options())
@@ -295,8 +295,8 @@ class OpenAIClient:
 
     @cached_property
     def _writer(self) -> RequestWriter:
-        from flexbench.serving.http.completions import RequestWriter
-        from flexbench.serving.http.head import posting
+        from flexbench.http_endpoint.completions import RequestWriter
+        from flexbench.http_endpoint.head import posting
 
         config = self.config
         return RequestWriter(
@@ -314,7 +314,7 @@ class OpenAIClient:
 
     @cached_property
     def _reader(self) -> AnswerReader:
-        from flexbench.serving.http.completions import AnswerReader
+        from flexbench.http_endpoint.completions import AnswerReader
 
         return AnswerReader(quoting(self._key))
 

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import httptools
 
 from flexbench.core.endpoint import Exchange, Failure, FailureKind
-from flexbench.serving.http.address import Url
-from flexbench.serving.http.head import AnswerHead
+from flexbench.http_endpoint.address import Url
+from flexbench.http_endpoint.head import AnswerHead
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_ANSWER_BYTES = 64 * 1024 * 1024

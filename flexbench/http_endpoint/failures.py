@@ -8,8 +8,8 @@ import ssl
 from collections.abc import Callable
 
 from flexbench.core.endpoint import Failure, FailureKind
-from flexbench.serving.http.address import Url
-from flexbench.serving.http.tls import describe_tls_error
+from flexbench.http_endpoint.address import Url
+from flexbench.http_endpoint.tls import describe_tls_error
 
 # Not the server's doing: this machine has no more of something.
 _OUR_LIMITS = {

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import httptools
 
 from flexbench import __version__
-from flexbench.serving.http.address import Url
+from flexbench.http_endpoint.address import Url
 
 
 def request_head(
