@@ -18,6 +18,9 @@ from flexbench.http_endpoint.head import with_body
 from flexbench.http_endpoint.sse import EventStream
 
 _DONE = b"[DONE]"
+# A stream as nearly all servers write it: every piece that arrives is one of these.
+_BEGIN, _END, _DONE_EVENT = b"data: {", b"}\n\n", b"data: [DONE]\n\n"
+_USUAL_DELTA = frozenset(("role", "content"))
 _SPACE = b" \t\r\n"
 # Text that a model has generated, wherever a server puts it. vLLM has called its reasoning by
 # either name, and for a while by both: it counts once.
@@ -140,6 +143,10 @@ class AnswerReader:
     # --- a stream ---
 
     def _read_stream(self, exchange: Exchange, response: Response) -> None:
+        if not _read_usual_stream(exchange, response):
+            self._read_any_stream(exchange, response)
+
+    def _read_any_stream(self, exchange: Exchange, response: Response) -> None:
         stream = EventStream()
         is_done = has_events = False
         for arrived_at, piece in zip(exchange.arrivals, exchange.pieces, strict=True):
@@ -176,6 +183,65 @@ class AnswerReader:
                 response.finish_reason = finish_reason
         if "usage" in value:
             _read_usage(value["usage"], response)
+
+
+def _read_usual_stream(exchange: Exchange, response: Response) -> bool:
+    """Read a whole stream of which each piece is one event; False, and nothing done, for any other.
+
+    Most streams are like that, and reading one this way takes half of the time: JSON is parsed
+    once, as one list. What is in any way unusual is left to who reads it with all care.
+    """
+    pieces = exchange.pieces
+    if not exchange.ended_at or len(pieces) < 2 or pieces[-1] != _DONE_EVENT:
+        return False
+    events = [piece[6:-2] for piece in pieces if piece[:7] == _BEGIN and piece[-3:] == _END]
+    text = b",".join(events)
+    # JSON has no line ends: with one in it, a piece is of several lines, or events.
+    if len(events) != len(pieces) - 1 or b"\n" in text or b"\r" in text:
+        return False
+    try:
+        values = orjson.loads(b"[" + text + b"]")
+        chunks = [_read_usual_event(value) for value in values]
+    except (orjson.JSONDecodeError, LookupError, TypeError, ValueError):
+        return False
+    if len(chunks) != len(events):
+        return False
+    for arrived_at, (words, finish_reason) in zip(exchange.arrivals, chunks, strict=False):
+        if words:
+            response.content_times.append(arrived_at)
+            response.texts.append(words)
+        if finish_reason is not None:
+            response.finish_reason = finish_reason
+    for value in values:
+        if "usage" in value:
+            _read_usage(value["usage"], response)
+    return True
+
+
+def _read_usual_event(value: dict[str, Any]) -> tuple[str, str | None]:
+    """Text and finish_reason of a chunk of the usual form.
+
+    Raises LookupError, TypeError or ValueError for any other.
+    """
+    choices = value["choices"]
+    if "error" in value or (not choices and value.get("object") == "error"):
+        raise LookupError("an error")
+    if type(choices) is not list:
+        raise TypeError("choices that are no list")
+    if not choices:
+        return "", None
+    (choice,) = choices
+    text = choice["text"] if "text" in choice else _usual_delta(choice["delta"])
+    if type(text) is not str:
+        raise TypeError("a text that is not a string")
+    finish_reason = choice.get("finish_reason")
+    return text, finish_reason if type(finish_reason) is str else None
+
+
+def _usual_delta(delta: dict[str, Any]) -> Any:
+    if delta.keys() <= _USUAL_DELTA:
+        return delta.get("content") or ""
+    raise LookupError("more than content")
 
 
 def error_message(body: bytes) -> object:

@@ -191,6 +191,8 @@ class _Bench:
         self._load = load
         self._progress = progress
         self._calibration: Calibration | None = None
+        self._configurations: list[dict[str, Any]] = []
+        """Of the points of the curve that is being measured."""
 
     @cached_property
     def _keeper(self) -> PointKeeper:
@@ -204,10 +206,15 @@ class _Bench:
     def measure_curve(self, sweep: Sweep) -> Curve:
         """Measure all loads of a sweep, or those that the search for its saturation asks for."""
         curve = Curve(prompts=sweep.prompts)
-        if self._config.is_search:
-            self._search(sweep.loads[0], curve)
-        else:
-            self._sweep(sweep.loads, curve)
+        self._configurations = []
+        try:
+            if self._config.is_search:
+                self._search(sweep.loads[0], curve)
+            else:
+                self._sweep(sweep.loads, curve)
+        finally:
+            if curve.points:
+                curve.file = self._keeper.keep_curve(curve, self._configurations)
         return curve
 
     def _sweep(self, loads: tuple[Load, ...], curve: Curve) -> None:
@@ -281,6 +288,7 @@ class _Bench:
             number_of_try=number_of_try,
             num_ranks=self._load.num_ranks,
         )
+        self._configurations.append(configuration)
         record = None
         if not self._config.force:
             record = self._store.find(configuration, tell=self._progress.note)

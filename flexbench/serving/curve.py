@@ -52,5 +52,7 @@ class Curve:
     prompts: PromptConfig
     points: list[Point] = field(default_factory=list)
     saturation: Saturation | None = None
+    file: Path | None = None
+    """Where the curve is written down."""
     ended_early: str | None = None
     """Why heavier loads were not measured."""

@@ -35,6 +35,8 @@ _SWEEP_S = 0.05
 _LAG_PROBE_S = 0.02
 # Taking answers apart may keep the loop for so long before it looks at the network again.
 _FINISH_SLICE_NS = 200_000
+# A loop that is always busy would otherwise put everything off, and keep it in memory.
+_LONG_BACKLOG = 2000
 # Timers are coarse: before a start together, the last stretch is waited for actively. Before each
 # request of an open loop that would keep a core busy, at 500 requests/s for half of the time.
 _ACTIVE_WAIT_S = 0.002
@@ -226,13 +228,14 @@ class LoadLoop:
         try:
             await self._first_of(sending, self._broken, *watching)
         finally:
-            cpu_s, wall_s = time.process_time() - cpu_before, time.monotonic() - wall_before
             if end is not None:
                 end.cancel()
             for task in watching:
                 task.cancel()
             await asyncio.gather(*watching, return_exceptions=True)
         self._finish_all()
+        # With what was put off: it is work for these requests, too.
+        cpu_s, wall_s = time.process_time() - cpu_before, time.monotonic() - wall_before
         self._spool.flush()
         self._report_status()
         return LoopReport(
@@ -333,9 +336,9 @@ class LoadLoop:
         try:
             while self._backlog:
                 self._finish(self._backlog.popleft())
-                if time.monotonic_ns() >= until_ns:
+                self._supply.refill()
+                if time.monotonic_ns() >= until_ns and len(self._backlog) < _LONG_BACKLOG:
                     break
-            self._supply.refill()
         except Exception as error:  # noqa: BLE001 - `run` raises it; the event loop would log it
             if not self._broken.done():
                 self._broken.set_exception(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from flexbench.core import environment
@@ -13,7 +14,7 @@ from flexbench.core.results import utc_now
 from flexbench.serving import slo
 from flexbench.serving.audit import Audit, AuditInput, audit
 from flexbench.serving.config import Load, PromptConfig, ServingConfig
-from flexbench.serving.curve import Point
+from flexbench.serving.curve import Curve, Point
 from flexbench.serving.figures import (
     Distribution,
     PointFigures,
@@ -123,6 +124,42 @@ class PointKeeper:
             violations=violations,
             file=file,
             stopped_by=run.stopped_by,
+        )
+
+    def keep_curve(self, curve: Curve, configurations: Sequence[dict[str, Any]]) -> Path:
+        """Write down where a curve's points are, and what its search found."""
+        first = {
+            name: value
+            for name, value in configurations[0].items()
+            if name not in ("load", "number_of_try")
+        }
+        points = [
+            {
+                "load": asdict(point.load),
+                "file": point.file.name,
+                "requests_per_s": point.figures.requests_per_s,
+                "steady_requests_per_s": point.figures.steady_requests_per_s,
+                "output_tokens_per_s": point.figures.output_tokens_per_s,
+                "goodput": point.figures.goodput,
+                "e2e_p50_s": None if point.figures.e2e is None else point.figures.e2e.p50,
+                "ttft_p50_s": None if point.figures.ttft is None else point.figures.ttft.p50,
+                "in_flight": point.figures.in_flight,
+                "client_busy": point.client_busy,
+                "is_client_limited": point.is_client_limited,
+                "is_timing_uncertain": point.is_timing_uncertain,
+                "violations": point.violations,
+            }
+            for point in curve.points
+        ]
+        found = curve.saturation
+        return self._store.write_curve(
+            {
+                "written_at": utc_now(),
+                "configuration": first,
+                "points": points,
+                "ended_early": curve.ended_early,
+                "saturation": None if found is None else found.as_record(),
+            }
         )
 
     def keep_partial(

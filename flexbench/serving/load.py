@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from flexbench.core.endpoint import Client, Failure
+from flexbench.core.endpoint import Client, Failure, FailureKind
 from flexbench.core.environment import num_cpus
 from flexbench.core.errors import ConfigError, RunError
 from flexbench.serving.clients import find_client
@@ -131,6 +132,7 @@ class LocalLoad:
         if prepared.failures and len(prepared.failures) == prepared.num_warmups:
             raise RunError(
                 f"{spec.load.label}: no warm-up request succeeded: {_summarize(prepared.failures)}"
+                f"{_about_key(spec.client_config, prepared.failures)}"
             )
         return prepared.failures
 
@@ -143,6 +145,15 @@ def _summarize(failures: Sequence[Failure]) -> str:
         for failure, count in counts.most_common(_MOST_FAILURES_SHOWN)
     ]
     return "; ".join(shown)
+
+
+def _about_key(client_config: Any, failures: Sequence[Failure]) -> str:
+    """Where a refused key comes from: some servers tell their models without asking for one."""
+    variable = getattr(client_config, "api_key_env", None)
+    if variable is None or all(one.kind is not FailureKind.UNAUTHORIZED for one in failures):
+        return ""
+    state = "set" if os.environ.get(variable) else "not set"
+    return f" (the API key is that in {variable}, which is {state})"
 
 
 def calibrate(

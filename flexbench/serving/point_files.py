@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 SYSTEM = "serving"
+CURVE_SYSTEM = "serving curve"
 ROWS_FILE = "serving.tsv"
 COLUMNS = tuple(field.name for field in fields(RequestTrace))
 _HASH_LENGTH = 12
@@ -159,6 +160,23 @@ class PointStore:
         except OSError as error:
             raise FlexbenchError(
                 f"{path}: the point could not be kept: {error.strerror or error}"
+            ) from error
+        return path
+
+    def write_curve(self, record: Mapping[str, Any]) -> Path:
+        """Keep what a whole curve says, instead of what was there; return its file.
+
+        `record` has at least `configuration`. Raises FlexbenchError when it cannot be written.
+        """
+        digest = configuration_hash(record["configuration"])
+        api = _slug(str(record["configuration"].get("api", SYSTEM)))
+        path = self.folder / f"{api}-curve-{digest[:_HASH_LENGTH]}.json"
+        content = {"schema_version": SCHEMA_VERSION, "system": CURVE_SYSTEM, **record}
+        try:
+            _replace(path, json.dumps(content, allow_nan=False, indent=1))
+        except OSError as error:
+            raise FlexbenchError(
+                f"{path}: the curve could not be kept: {error.strerror or error}"
             ) from error
         return path
 

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from flexbench.serving.config import PromptConfig, ServingConfig
 from flexbench.serving.curve import Curve
+from flexbench.serving.prompts import open_prompts
 from flexbench.serving.tables import (
     CurvePoint,
     curve_plot,
@@ -95,16 +96,39 @@ def _remarks(curve: Curve) -> Iterator[str]:
             f"Late at {len(late)} of {len(curve.points)} points, most at {worst.load.label}: "
             f"{reasons}."
         )
+    good = [point for point in curve.points if point.figures.goodput is not None]
+    if good:
+        best = max(good, key=lambda point: point.figures.goodput or 0)
+        yield (
+            f"Highest goodput: {best.figures.goodput:.4g} requests/s that met every condition, at "
+            f"{best.load.label}."
+        )
     for point in curve.points:
         for violation in point.violations:
             yield f"Not met at {point.load.label}: {violation}."
         if point.figures.failures:
             kinds = ", ".join(f"{count} {kind}" for kind, count in point.figures.failures.items())
             yield f"Failed at {point.load.label}: {kinds}."
+    yield from _about_prompts(curve)
     yield from _about_tokens(curve)
     num_old = sum(point.is_from_file for point in curve.points)
     if num_old:
         yield f"{num_old} of {len(curve.points)} points had been measured before (--force repeats)."
+
+
+def _about_prompts(curve: Curve) -> Iterator[str]:
+    prompts = open_prompts(curve.prompts)
+    if prompts.tokenizer.is_stand_in:
+        yield (
+            "Prompt lengths are in bytes: --model is no folder with a tokenizer, and --tokenizer "
+            "names none."
+        )
+    most = max((point.figures.num_requests for point in curve.points), default=0)
+    if prompts.num_distinct is not None and prompts.num_distinct < most:
+        yield (
+            f"The dataset has {prompts.num_distinct} prompts, and a point up to {most} requests: "
+            "some came again, which a server's prefix cache makes quicker."
+        )
 
 
 def _about_tokens(curve: Curve) -> Iterator[str]:

@@ -44,8 +44,9 @@ class LeftPoint:
 
 
 def points_in(folder: Path, results: str = "results/serving") -> list[LeftPoint]:
-    """The points below `folder`, from light to heavy."""
-    found = [LeftPoint(path, json.loads(path.read_text())) for path in (folder / results).glob("*.json")]  # fmt: skip
+    """The points below `folder`, from light to heavy; not the curves that are beside them."""
+    records = {path: json.loads(path.read_text()) for path in (folder / results).glob("*.json")}
+    found = [LeftPoint(path, record) for path, record in records.items() if "requests" in record]
 
     def weight(point: LeftPoint) -> float:
         load = point.record["configuration"]["load"]

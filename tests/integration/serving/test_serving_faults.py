@@ -146,11 +146,9 @@ def test_a_wrong_key_is_told_by_its_variable(run, mock_server, tmp_path, tempora
     if is_set:
         monkeypatch.setenv("SOME_KEY", KEY)
     server = mock_server("--api-key-env", "MOCK_KEY")
-    command = run(server, "--api-key-env", "SOME_KEY", "--num-clients", 1, code=1 if is_set else 1)
-    if is_set:
-        # That is asked for its models without a key, here; the warm-up tells.
-        assert "SOME_KEY" in command.stderr or "401" in command.stderr
-    assert "Incorrect API key provided" in command.stderr
+    command = run(server, "--api-key-env", "SOME_KEY", "--num-clients", 1, code=1)
+    assert "unauthorized: HTTP 401: Incorrect API key provided" in command.stderr
+    assert f"SOME_KEY, which is {'' if is_set else 'not '}set" in command.stderr
     assert find_key(tmp_path, command.stdout, command.stderr) == []
     assert find_key(temporary_folder) == []
 
@@ -208,7 +206,7 @@ def test_too_many_failures_end_a_point(run, mock_server, tmp_path, options, limi
     assert set(point.figures["failures"]) == {"http_5xx"}
     assert point.figures["num_failed"] > 5
     assert server.truth()["num_requests"] == len(point.traces)
-    assert (tmp_path / "results/serving/serving.tsv").read_text().count("\n") <= 1
+    assert not (tmp_path / "results/serving/serving.tsv").exists()
 
 
 def test_a_server_that_ends_in_the_middle(run, mock_server, tmp_path):

@@ -202,7 +202,7 @@ def test_the_requests_of_an_open_loop_come_when_they_are_due(run, mock_server, t
     assert median_ms(trace.sent_ns - trace.scheduled_ns for trace in traces) < BOUND_MS
 
 
-def freeze(command: Command, pid: int, begin_s: float, length_s: float) -> None:
+def freeze(pid: int, begin_s: float, length_s: float) -> None:
     """Let a process stand still for a while, `begin_s` after the first request was measured."""
     time.sleep(begin_s)
     os.kill(pid, signal.SIGSTOP)
@@ -222,32 +222,32 @@ def test_a_server_that_stalls_is_seen_by_all_that_were_due(run, flexbench, mock_
     found = {}
     for name, options in (("open", ("--rate", 50)), ("closed", ("--num-clients", 1))):
         server.reset()
-        command = flexbench("serving", "--api-url", server.url, *SHORT, *options, "--duration", "2s", "--result-dir", name)  # fmt: skip
+        command = flexbench("serving", "--api-url", server.url, *SHORT, *options, "--duration", "1500ms", "--result-dir", name)  # fmt: skip
         wait_for_load(command, server, 5)
-        freeze(command, server.process.pid, 0.2, 0.8)
+        freeze(server.process.pid, 0.1, 0.7)
         assert command.finish(LONG_S) == 0, command.stderr
         found[name] = points_in(tmp_path, name)[0].figures
-    # 40 of 100 were due in the stall, and waited for 0.4 s on average.
+    # 35 of 75 were due in the stall, and waited for 0.35 s on average.
     assert found["open"]["e2e_scheduled"]["p90"] > 0.3
     assert found["open"]["e2e"]["p90"] > 0.3
-    assert found["open"]["num_ok"] >= 99
-    assert found["closed"]["e2e_scheduled"]["max"] > 0.6
+    assert found["open"]["num_ok"] == 75
+    assert found["closed"]["e2e_scheduled"]["max"] > 0.5
     assert found["closed"]["e2e_scheduled"]["p90"] < 0.3
 
 
 def test_a_generator_that_stalls_does_not_hide_it(flexbench, mock_server, tmp_path):
     """What could not be sent in time is slow as counted from when it was due, and is told."""
     server = mock_server("--ttft", "10ms")
-    command = flexbench("serving", "--api-url", server.url, *SHORT, "--rate", 50, "--duration", "2s")  # fmt: skip
+    command = flexbench("serving", "--api-url", server.url, *SHORT, "--rate", 50, "--duration", "1500ms")  # fmt: skip
     wait_for_load(command, server, 5)
-    freeze(command, command.worker("load generator 0").pid, 0.2, 0.8)
+    freeze(command.worker("load generator 0").pid, 0.1, 0.7)
     assert command.finish(LONG_S) == 0, command.stderr
     point = only_point_in(tmp_path)
     figures = point.figures
     assert figures["e2e_scheduled"]["p90"] > 0.3
     assert figures["e2e"]["p90"] < 0.3
-    assert figures["send_lateness"]["max"] > 0.6
-    assert figures["num_requests"] == 100
+    assert figures["send_lateness"]["max"] > 0.5
+    assert figures["num_requests"] == 75
     assert point.record["audit"]["is_client_limited"]
     assert "Client-limited at 50 requests/s" in command.stdout
     assert "after their time or later" in " ".join(command.stdout.split())
@@ -282,16 +282,15 @@ def test_the_most_clients_that_meet_a_condition_are_found(run, mock_server):
 
 
 def test_a_condition_gives_goodput(run, mock_server, tmp_path):
-    # Of two places and three clients, each waits for a third of its time.
     server = mock_server("--ttft", "40ms", "--capacity", 2, "--tokens", 1)
-    command = run(server, *SHORT, "--num-clients", 1, 8, "--duration", "500ms", "--slo", "ttft:p90<100ms")  # fmt: skip
+    command = run(server, *SHORT, "--num-clients", 1, 8, "--duration", "500ms", "--slo", "ttft:p50<100ms")  # fmt: skip
     light, heavy = points_in(tmp_path)
     assert light.record["violations"] == []
     assert light.figures["goodput"] >= 0.8 * light.figures["requests_per_s"]
-    # With 8 clients, 160 ms: but for the first four, of which two wait.
+    # Of 8 clients, with two places of 40 ms, only the first four requests are answered in 100 ms.
     assert heavy.figures["goodput"] <= 4 / 0.5
     assert heavy.figures["requests_per_s"] > 2 * heavy.figures["goodput"]
-    assert "Not met at 8 clients: ttft p90" in " ".join(command.stdout.split())
+    assert "Not met at 8 clients: ttft p50" in " ".join(command.stdout.split())
 
 
 # --- a second start ------------------------------------------------------------------------------
@@ -308,24 +307,24 @@ def test_a_second_start_sends_nothing(run, mock_server, tmp_path):
     assert len(rows.splitlines()) == 1 + 2
     server.reset()
     second = run(server, *QUICK, "--num-clients", 1, 3)
-    assert server.truth()["num_requests"] == server.truth()["connections"]["opened"] - 1 - 1 == 0
+    truth = server.truth()
+    # No connection but the one of this question.
+    assert (truth["num_requests"], truth["connections"]["opened"]) == (0, 1)
     assert {point.path: point.path.read_bytes() for point in points_in(tmp_path)} == kept
     assert (tmp_path / "results/serving/serving.tsv").read_text() == rows
     assert "2 of 2 points had been measured before" in second.stdout
     assert table_of(first.stdout) == table_of(second.stdout)
 
-    # Another seed and another load are other points; the old one is not measured again.
+    # Another seed and another spread are other points.
     run(server, *QUICK, "--num-clients", 3, "--prompt-generator-seed", 1)
     run(server, *QUICK, "--num-clients", 3, "--prompt-length-var", 0.1)
-    run(server, *QUICK, "--num-clients", 2, 3)
-    assert server.truth()["num_requests"] == (3 + 6) + (3 + 6) + (2 + 6)
-    assert len(points_in(tmp_path)) == 5
+    assert server.truth()["num_requests"] == (3 + 6) + (3 + 6)
+    assert len(points_in(tmp_path)) == 4
 
     server.reset()
     run(server, *QUICK, "--num-clients", 1, 3, "--force")
     assert server.truth()["num_requests"] == (1 + 6) + (3 + 6)
-    assert len(points_in(tmp_path)) == 5
-    # The same points have the same prompts.
+    assert len(points_in(tmp_path)) == 4
     again = [point for point in points_in(tmp_path) if point.path in kept]
     assert all(point.path.read_bytes() != kept[point.path] for point in again)
 

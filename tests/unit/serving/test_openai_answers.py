@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flexbench.core.endpoint import Exchange, Failure, FailureKind, Response
-from flexbench.http_endpoint.completions import AnswerReader
+from flexbench.http_endpoint.completions import AnswerReader, _read_usual_stream
 from flexbench.http_endpoint.keys import quoting
 
 READER = AnswerReader(quoting("sk-hunter2"))
@@ -293,3 +293,51 @@ def test_a_connection_that_was_lost() -> None:
     lost.pieces.append(event({"error": "no memory"}))
     lost.arrivals.append(2)
     assert READER.read(lost).failure == Failure(FailureKind.SERVER_REPORTED, "no memory")
+
+
+_EVENTS = st.sampled_from(
+    [
+        event(text("a")),
+        event(text("")),
+        event(text(None)),
+        event(text("Grö", "stop")),
+        event(text("b") | {"usage": usage(3)}),
+        event({"choices": [], "usage": usage(4)}),
+        event({"choices": [], "object": "error", "message": "m"}),
+        event({"choices": []}),
+        event({"usage": usage(2)}),
+        event({"error": {"message": "m"}}),
+        event(text("a") | {"error": None}),
+        event(delta(content="c")),
+        event(delta(role="assistant", content=None)),
+        event(delta(content=7)),
+        event(delta(content="d", reasoning_content="e")),
+        event(delta("length")),
+        event({"choices": {"text": "a"}}),
+        event({"choices": [{"text": "a"}, {"text": "b"}]}),
+        event({"choices": [{"delta": None}]}),
+        event({"choices": [{"text": "x", "finish_reason": 7}]}),
+        event([1]),
+        event(text("a")) + event(text("b")),
+        b'data: {"choices": [{"text": "a"\n\n',
+        b'data: {"choices": [{"y": 1}\n\n',
+        b'data: {"z": 2}]}\n\n',
+        b"data: {}},{}\n\n",
+        b": ping\n\n",
+        DONE,
+        b"",
+    ]
+)
+
+
+@given(st.lists(_EVENTS, max_size=6), st.booleans())
+def test_the_quick_way_reads_what_the_careful_one_reads(events: list[bytes], is_done: bool) -> None:
+    pieces = [*events, DONE] if is_done else events
+    careful = Response()
+    sent = exchange(pieces)
+    quick = Response()
+    if not _read_usual_stream(sent, quick):
+        assert quick == Response()  # nothing was done
+        return
+    READER._read_any_stream(sent, careful)
+    assert quick == careful
