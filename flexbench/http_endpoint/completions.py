@@ -238,8 +238,8 @@ def _read_usual_event(value: dict[str, Any]) -> tuple[str, str | None]:
     return text, finish_reason if type(finish_reason) is str else None
 
 
-def _usual_delta(delta: dict[str, Any]) -> Any:
-    if delta.keys() <= _USUAL_DELTA:
+def _usual_delta(delta: Any) -> Any:
+    if type(delta) is dict and delta.keys() <= _USUAL_DELTA:
         return delta.get("content") or ""
     raise LookupError("more than content")
 
