@@ -416,6 +416,8 @@ class Crew:
         worker.exited = True
         if worker.finished:
             return
+        # Of one that was forked, pipes close a moment before the system knows how it ended.
+        worker.process.join(_KILL_GRACE_S)
         self._failure = self._failure or WorkerError(
             worker.name, _how_it_died(worker.process.exitcode), details=worker.last_log_lines()
         )

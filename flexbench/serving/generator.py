@@ -153,7 +153,7 @@ class LoadLoop:
         on_status: Callable[[Status], None],
         is_stopped: Callable[[], bool],
     ) -> None:
-        """`on_status` is called four times a second, `is_stopped` asked as often."""
+        """`on_status` is called four times a second, `is_stopped` asked every 50 ms."""
         self._client = client
         self._prompts = prompts
         self._part = part
@@ -219,11 +219,12 @@ class LoadLoop:
             for coroutine in (self._watch(), self._sweep(), self._probe_lag())
         ]
         end = None
-        if self._part.load.duration_s is not None:
+        is_closed = self._part.load.concurrency is not None
+        # What an open loop has to send before that is sent, late or not: its schedule has an end.
+        if is_closed and self._part.load.duration_s is not None:
             loop = asyncio.get_running_loop()
             remaining_s = self._part.load.duration_s - (time.monotonic_ns() - start_ns) / 1e9
             end = loop.call_later(max(0.0, remaining_s), self._end_sending)
-        is_closed = self._part.load.concurrency is not None
         sending = asyncio.ensure_future(self._closed_loop() if is_closed else self._open_loop())
         try:
             await self._first_of(sending, self._broken, *watching)
@@ -408,9 +409,6 @@ class LoadLoop:
             await asyncio.sleep(_TICK_S)
             self._spool.flush()
             self._report_status()
-            if self._is_stopped():
-                self._end_sending()
-                self._cut(list(self._flights), "end")
 
     def _report_status(self) -> None:
         self._status.in_flight = len(self._flights)
@@ -418,9 +416,12 @@ class LoadLoop:
         self._status.recent_ttft_s = []
 
     async def _sweep(self) -> None:
-        """Cut off requests that take too long. They are in the order in which they were sent."""
+        """Cut off requests that take too long, or all. They are in the order of sending."""
         while True:
             await asyncio.sleep(_SWEEP_S)
+            if self._is_stopped():
+                self._end_sending()
+                self._cut(list(self._flights), "end")
             now = time.monotonic_ns()
             late = []
             for flight in self._flights:

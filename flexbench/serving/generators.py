@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ _START_DELAY_NS = 5_000_000
 # A loop says four times a second how it is doing. One that is silent for so long is frozen.
 _SILENCE_S = 15.0
 _LOOK_S = 0.5
+# How long loops that are told to stop get to write what they have; they look every 50 ms.
+_LAST_WORDS_S = 0.6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,12 +235,18 @@ class Generators:
         self._crew.release(self._active, Stop(self._number))
 
     def _abandon(self) -> None:
-        """Let what still runs write what it has; then end it."""
+        """Let what still runs write what it has; then end it.
+
+        In little time: a launcher of ranks kills them half a second after one of them is lost.
+        """
         self._stop()
-        # Not next_message: what has happened would be raised again. A loop looks four times a s.
-        expires_at = time.monotonic() + 0.6
-        for worker in self._active:
-            worker.process.join(max(0.0, expires_at - time.monotonic()))
+        expires_at = time.monotonic() + _LAST_WORDS_S
+        # Not next_message: what has happened would be raised again.
+        waiting: list[Any] = [worker.reports for worker in self._active if worker.reports_open]
+        while waiting and (remaining_s := expires_at - time.monotonic()) > 0:
+            for reports in connection.wait(waiting, remaining_s):
+                if _are_last_words(reports):
+                    waiting.remove(reports)
         self._crew.end(self._active)
         self._workers = [worker for worker in self._workers if worker not in self._active]
 
@@ -257,6 +266,15 @@ class PartialRun(FlexbenchError):  # noqa: N818 - it carries an error, and what 
         self.error = error
         self.run = run
         self.exit_code = error.exit_code
+
+
+def _are_last_words(reports: Any) -> bool:
+    """Whether the next message of a worker is its last of this point, or its end."""
+    try:
+        message = reports.recv()
+    except (EOFError, OSError):
+        return True
+    return not isinstance(message, Item) or isinstance(message.payload, Done)
 
 
 def _look_again(remaining_s: float) -> Deadline:

@@ -172,7 +172,7 @@ class Freezing(Silence):
         self.frozen: psutil.Process | None = None
 
     @contextmanager
-    def phase(self, *_: Any) -> Iterator[Any]:
+    def phase(self, *_: Any, **__: Any) -> Iterator[Any]:
         yield self
 
     def show(self, text: str, _: float) -> None:

@@ -371,6 +371,20 @@ def test_a_loop_that_comes_too_late_sends_all_that_is_due(ground):
     assert all(one.scheduled_ns < other.scheduled_ns for one, other in pairwise(traces))
 
 
+def test_what_is_due_before_the_end_is_sent_after_it(ground):
+    async def hold_up(request: GenerationRequest, exchange: Exchange) -> None:
+        if request.index == 5:
+            time.sleep(0.2)  # the whole event loop stands still
+        give(exchange, "once")
+
+    # Without them, nobody would see that the load was not what was asked for.
+    sent = ground.send(FakeClient(hold_up), Load(rate_per_s=100, duration_s=0.1))
+    traces = sent.by_index()
+    assert sorted(traces) == list(range(10))
+    assert all(trace.is_ok for trace in sent.traces)
+    assert (traces[9].sent_ns - traces[9].scheduled_ns) / 1e6 >= 150
+
+
 def test_waiting_for_requests_to_be_due_takes_little_time(ground):
     # To wait actively for the last two milliseconds would take all of it.
     sent = ground.send(FakeClient(answer_after()), Load(rate_per_s=400, duration_s=0.5))

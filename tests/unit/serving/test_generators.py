@@ -128,7 +128,7 @@ def test_the_board_remembers_the_last_thousand_first_tokens():
 class FakeWorker:
     def __init__(self, name: str) -> None:
         self.name = name
-        self.process = SimpleNamespace(join=lambda timeout_s: None)
+        self.reports_open = False
 
 
 class FakeCrew:
