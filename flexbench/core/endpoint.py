@@ -146,7 +146,8 @@ class Client(Protocol):
     """Packages whose versions a record shall tell.
 
     Beside these, a class may have `max_workers`, the most processes that its requests may come
-    from, and `can_stream = False`.
+    from, `can_stream = False`, and a method `check_service` that raises a FlexbenchError if the
+    service that was started has ended by itself.
     """
 
     config: Any

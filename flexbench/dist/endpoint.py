@@ -272,6 +272,11 @@ class DistClient:
         if self._process is not None:
             self._process.stop()
 
+    def check_service(self) -> None:
+        """Raise WorkerError, with the end of its log, if the server has ended by itself."""
+        if self._process is not None:
+            self._process.raise_if_ended()
+
     def describe_service(self) -> dict[str, Any]:
         """How the pipeline was started, and how it batches."""
         return {

@@ -72,7 +72,7 @@ class OpenAIConfig:
         default=False,
         metadata={
             "help": "Ask for exactly as many tokens as are wanted (ignore_eos; "
-            "vLLM and SGLang know them)"
+            "vLLM and SGLang know it)"
         },
     )
     usage_in_stream: bool = field(

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexbench.core.endpoint import Client
-from flexbench.core.errors import FlexbenchError
+from flexbench.core.errors import FlexbenchError, RunError
 from flexbench.core.folders import WorkFolders, work_folders
 from flexbench.core.processes import Crew
 from flexbench.core.progress import Progress
@@ -317,6 +317,9 @@ class _Bench:
             phase.show("connecting and warming up", 0)
             try:
                 loaded = self._load.send(spec, shows(phase, load))
+            except RunError:
+                self._service.check()  # if it has ended, that is the reason
+                raise
             except PartialRun as partial:
                 figures = self._keeper.figures(prompts, load, partial.run)
                 self._keeper.keep_partial(record, partial, figures, load.label)
@@ -328,7 +331,10 @@ class _Bench:
                 # The point itself is whole, and stays.
                 self._keeper.keep(record, loaded, figures, None, prompts=prompts, load=load)
                 raise error.error if isinstance(error, PartialRun) else error from error
-        return self._keeper.keep(record, loaded, figures, calibration, prompts=prompts, load=load)
+        point = self._keeper.keep(record, loaded, figures, calibration, prompts=prompts, load=load)
+        if figures.num_failed:
+            self._service.check()
+        return point
 
     def _calibrate(
         self, prompts: PromptConfig, loaded: LoadedPoint, figures: PointFigures

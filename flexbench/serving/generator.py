@@ -407,8 +407,19 @@ class LoadLoop:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_TICK_S)
-            self._spool.flush()
+            if rows := self._spool.take():
+                await self._write(rows)
             self._report_status()
+
+    async def _write(self, rows: bytes) -> None:
+        """In a thread: what others do to the disk must not make this loop late."""
+        loop = asyncio.get_running_loop()
+        writing = loop.run_in_executor(None, self._spool.write, rows)
+        try:
+            await asyncio.shield(writing)
+        except asyncio.CancelledError:
+            await writing  # or these rows would be lost
+            raise
 
     def _report_status(self) -> None:
         self._status.in_flight = len(self._flights)

@@ -185,7 +185,7 @@ class PointKeeper:
 
 def _describe_generators(loaded: LoadedPoint) -> dict[str, Any]:
     return {
-        "num_workers": loaded.topology.num_workers,
+        "num_workers_per_rank": loaded.topology.num_workers,
         "num_loops": loaded.topology.num_parts,
         "event_loop": event_loop_name(),
         "loops": [

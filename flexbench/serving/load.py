@@ -29,6 +29,8 @@ _CALIBRATION_S = 0.3
 _CALIBRATION_TTFT_S = 0.02
 _CALIBRATION_ITL_S = 0.005
 _CALIBRATION_TOKENS = 8
+_CALIBRATION_TRIES = 3
+_CALIBRATION_GOOD_S = 0.002
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +161,25 @@ def _about_key(client_config: Any, failures: Sequence[Failure]) -> str:
 def calibrate(
     generators: Generators, topology: Topology, concurrency: int, *, is_streaming: bool
 ) -> Calibration:
-    """Send a moment of load to the dummy client, with as many requests in flight, from here."""
+    """Send a moment of load to the dummy client, with as many requests in flight, from here.
+
+    The best of up to three: a hiccup of the machine in so short a time says nothing of a point that
+    was measured at another one.
+    """
+    best: Calibration | None = None
+    for _ in range(_CALIBRATION_TRIES):
+        found = _calibrate_once(generators, topology, concurrency, is_streaming=is_streaming)
+        if best is None or found.error_p99_s < best.error_p99_s:
+            best = found
+        if best.error_p99_s <= _CALIBRATION_GOOD_S:
+            break
+    assert best is not None
+    return best
+
+
+def _calibrate_once(
+    generators: Generators, topology: Topology, concurrency: int, *, is_streaming: bool
+) -> Calibration:
     topology = replace(topology, first_part=0, total_parts=None)
     num_tokens = _CALIBRATION_TOKENS
     config = find_client("dummy").config_class(

@@ -43,6 +43,12 @@ class Service:
             self.description = self._client.describe_service()
         return self._client.config
 
+    def check(self) -> None:
+        """Raise the client's error if a service that was started has ended by itself."""
+        check: Callable[[], None] | None = getattr(self._client, "check_service", None)
+        if self._is_started and check is not None:
+            check()
+
     def stop(self) -> None:
         """Stop it, if it was started, or half started."""
         if self._is_started:

@@ -18,7 +18,7 @@ from flexbench.serving.traces import RequestTrace
 
 _NAMES = tuple(field.name for field in fields(RequestTrace))
 _TIMES = ("scheduled_ns", "sent_ns", "connected_ns", "ended_ns")
-_FLUSH_BYTES = 2**20
+_FLUSH_BYTES = 2**23
 
 
 def _fast_encoder() -> Callable[[Any], bytes]:
@@ -49,13 +49,22 @@ class SpoolWriter:
 
     def flush(self) -> None:
         """Write what was taken. Raises OSError when that fails, as on a full disk."""
+        self.write(self.take())
+
+    def take(self) -> bytes:
+        """What `write` is to write next; empty if there is nothing."""
         if not self._rows:
-            return
-        data = memoryview(b"\n".join([*self._rows, b""]))
+            return b""
+        data = b"\n".join([*self._rows, b""])
         self._rows = []
         self._num_bytes = 0
-        while data:
-            data = data[os.write(self._file, data) :]
+        return data
+
+    def write(self, data: bytes) -> None:
+        """Write what `take` gave; in a thread, since a busy disk makes that long."""
+        remaining = memoryview(data)
+        while remaining:
+            remaining = remaining[os.write(self._file, remaining) :]
 
     def close(self) -> None:
         """Write the rest, and close the file."""

@@ -183,6 +183,11 @@ class FastGenClient:
         if self._process is not None:
             self._process.stop()
 
+    def check_service(self) -> None:
+        """Raise WorkerError, with the end of its log, if the server has ended by itself."""
+        if self._process is not None:
+            self._process.raise_if_ended()
+
     def describe_service(self) -> dict[str, Any]:
         """MII's version, the deployment, and how long it took."""
         ready_s = self._ready_s

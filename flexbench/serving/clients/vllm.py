@@ -167,6 +167,11 @@ class VLLMClient:
         if self._process is not None:
             self._process.stop()
 
+    def check_service(self) -> None:
+        """Raise WorkerError, with the end of its log, if the server has ended by itself."""
+        if self._process is not None:
+            self._process.raise_if_ended()
+
     def describe_service(self) -> dict[str, Any]:
         """The server's version, how it was started, and how long that took."""
         return {"url": str(self.config.requests_config().request_url()), **self._facts}

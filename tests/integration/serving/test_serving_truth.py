@@ -374,7 +374,7 @@ def test_loops_share_the_requests(run, mock_server, tmp_path, options):
     ]
     generators = point.record["generators"]
     assert generators["num_loops"] == 2
-    assert generators["num_workers"] == (1 if "--use-threading" in options else 2)
+    assert generators["num_workers_per_rank"] == (1 if "--use-threading" in options else 2)
     assert point.figures["max_in_flight"] == 5
     assert server.truth()["in_flight"]["max"] == 5
     seen_at_once(pair(point, server.truth()))

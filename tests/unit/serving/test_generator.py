@@ -499,12 +499,14 @@ def test_requests_that_fail_at_once_do_not_keep_a_loop_from_its_end(ground, quic
 
 
 @pytest.mark.parametrize("load", [Load(concurrency=2, duration_s=LONG_S), Load(rate_per_s=50, duration_s=LONG_S)])  # fmt: skip
-@pytest.mark.parametrize("fails_in", ["add", "flush"])
+@pytest.mark.parametrize("fails_in", ["add", "write"])
 def test_a_full_disk_ends_the_loop_at_once(ground, quick, load, fails_in):
     def fail(*row: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    spool = SimpleNamespace(add=lambda row: None, flush=lambda: None)
+    spool = SimpleNamespace(
+        add=lambda row: None, take=lambda: b"rows", write=lambda rows: None, flush=lambda: None
+    )
     setattr(spool, fails_in, fail)
     client = FakeClient(answer_after(0.001))
     began = time.monotonic()
