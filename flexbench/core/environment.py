@@ -20,8 +20,19 @@ from typing import Any
 
 from flexbench import __version__
 
-# Not "tokens": those are counted.
-_SECRET_OPTION = re.compile(r"(key|token|secret|password|passwd|credentials?)$", re.IGNORECASE)
+# How names of secrets end. Not "tokens": those are counted. argparse takes --api-k for --api-key.
+_SECRET_NAME = r"(?:api[-_]ke?|key|token|secret|password|passwd|credentials?)"
+# An option whose value is the next word.
+_SECRET_OPTION = re.compile(rf"(?:^|[='\"])-[^=\s]*{_SECRET_NAME}['\"]?$", re.IGNORECASE)
+# The beginning of --x-key=value, or X_KEY=value.
+_SECRET_VALUE = re.compile(rf"[\w.-]*{_SECRET_NAME}=", re.IGNORECASE)
+_ENDS_NAME = re.compile(rf"{_SECRET_NAME}=", re.IGNORECASE)
+# A word as a shell reads it. A quotation that has no end goes on to the end of the text.
+_WORD = re.compile(
+    r"""(?:[^\s"'\\]|\\(?:.|$)|"(?:\\.|[^"\\])*(?:"|\\?$)|'[^']*(?:'|$))+""", re.DOTALL
+)
+_QUOTE = re.compile(r"[\"']+")
+_MAX_QUOTED_DEPTH = 5
 _GPU_DEVICE_FILES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 _URL_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 REDACTED = "***"
@@ -111,20 +122,43 @@ def describe_versions(packages: Sequence[str]) -> dict[str, str | None]:
 
 
 def redact_command_line(arguments: Sequence[str]) -> list[str]:
-    """The command line with the values of options that carry secrets replaced by ***."""
+    """The command line with the values of options that carry secrets replaced by ***.
+
+    So are those of variables, NAME_KEY=value, and those in arguments that are command lines
+    themselves.
+    """
+    return _redact_words(arguments, 0)
+
+
+def _redact_words(words: Sequence[str], depth: int) -> list[str]:
     redacted: list[str] = []
     hide_next = False
-    for argument in arguments:
-        name, equals, _ = argument.partition("=")
-        is_secret = name.startswith("-") and bool(_SECRET_OPTION.search(name))
-        if hide_next:
-            redacted.append(REDACTED)
-        elif is_secret and equals:
-            redacted.append(f"{name}={REDACTED}")
-        else:
-            redacted.append(_URL_CREDENTIALS.sub(f"{REDACTED}@", argument))
-        hide_next = is_secret and not equals
+    for word in words:
+        redacted.append(REDACTED if hide_next else _redact_word(word, depth))
+        hide_next = bool(_SECRET_OPTION.search(word))
     return redacted
+
+
+def _redact_word(text: str, depth: int) -> str:
+    assigned = _SECRET_VALUE.match(text)
+    if assigned:
+        return f"{assigned[0]}{REDACTED}"
+    if depth > _MAX_QUOTED_DEPTH:
+        return REDACTED  # nobody quotes like that: not worth the risk
+    words = _WORD.findall(text)
+    if words != [text]:
+        between = _WORD.split(text)
+        parts = zip(between, [*_redact_words(words, depth), ""], strict=True)
+        return "".join(blank + word for blank, word in parts)
+    quote = _QUOTE.search(text)
+    if quote and re.search(r"\s", text[quote.end() :]):
+        # A command line in a command line.
+        before = _redact_word(text[: quote.start()], depth + 1)
+        return f"{before}{quote[0]}{_redact_word(text[quote.end() :], depth + 1)}"
+    assigned = _ENDS_NAME.search(text)
+    if assigned:
+        return f"{text[: assigned.end()]}{REDACTED}"
+    return _URL_CREDENTIALS.sub(f"{REDACTED}@", text)
 
 
 def cpu_model() -> str:

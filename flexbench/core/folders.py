@@ -41,13 +41,19 @@ def work_folders(log_folder: Path | None = None) -> Iterator[WorkFolders]:
         folders.scratch.mkdir()
         yield folders
     except RunError as error:
-        keep_logs = True
-        error.add_details(f"All logs: {folders.logs}")
+        keep_logs = log_folder is not None or _have_text(folders.logs)
+        if keep_logs:
+            error.add_details(f"All logs: {folders.logs}")
         raise
     finally:
         shutil.rmtree(folders.scratch, ignore_errors=True)
         if log_folder is not None or not keep_logs:
             shutil.rmtree(base, ignore_errors=True)
+
+
+def _have_text(logs: Path) -> bool:
+    """Whether there is anything in the logs, so that it is worth leaving them behind."""
+    return any(path.stat().st_size > 0 for path in logs.iterdir() if path.is_file())
 
 
 def _make_log_folder(folder: Path) -> None:

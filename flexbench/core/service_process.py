@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from flexbench.core.errors import ConfigError, DeadlineError, WorkerError
+from flexbench.core.progress import Phase
 from flexbench.core.units import format_seconds
 
 LOCAL_HOST = "127.0.0.1"
@@ -28,9 +29,13 @@ STOP_GRACE_S = 10.0
 _WATCHER_GRACE_S = 7.0
 _START_TIMEOUT_S = 30.0
 _CHECK_EVERY_S = 0.05
+_SHOW_EVERY_S = 1.0
+_SHOWN_LENGTH = 60
 _NEWS_S = 0.1
 _LOG_LINES_SHOWN = 15
 _LOG_BYTES_READ = 65536
+# Keys for endpoints of others, by default in these variables: no server that is started needs them.
+_KEYS_FOR_OTHERS = ("OPENAI_API_KEY", "AZUREML_API_KEY")
 _WATCHER = Path(__file__).with_name("service_watcher.py")
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -49,8 +54,8 @@ class ServiceProcess:
     ) -> None:
         """A server that is not started yet; `name` is for people.
 
-        `environment` is added to this process's own; None takes a variable away. What the server
-        prints is appended to `log_path`.
+        `environment` is added to this process's own, of which keys for other endpoints are left
+        out; None takes a variable away. What the server prints is appended to `log_path`.
         """
         self.name = name
         self.log_path = log_path
@@ -66,7 +71,7 @@ class ServiceProcess:
 
     def start(self) -> None:
         """Start the server. Raises WorkerError when the system refuses to."""
-        environment = {**os.environ, **self._environment}
+        environment = {**os.environ, **dict.fromkeys(_KEYS_FOR_OTHERS), **self._environment}
         self._log_start = self.log_path.stat().st_size if self.log_path.exists() else 0
         with self.log_path.open("ab") as log:
             self._watcher = subprocess.Popen(  # noqa: S603 - a script of our own
@@ -102,13 +107,16 @@ class ServiceProcess:
         *,
         timeout_s: float,
         raise_if_stopped: Callable[[], None],
+        phase: Phase | None = None,
     ) -> float:
         """Wait until `check` says that the server is ready; returns the seconds that it took.
 
-        `check` is to take less than half a second. Raises WorkerError with the last lines of the
+        `check` is to take less than half a second. `phase` shows the wait, and the last line of the
+        server's log. Raises WorkerError with the last lines of the
         log when the server ends instead, DeadlineError when `timeout_s` is over.
         """
         started_at = time.monotonic()
+        shown_s = 0.0
         while True:
             raise_if_stopped()
             is_ready = check()
@@ -125,6 +133,10 @@ class ServiceProcess:
                     "(--service-timeout)",
                     details=self.last_log_lines(),
                 )
+            if phase is not None and waited_s - shown_s >= _SHOW_EVERY_S:
+                shown_s = waited_s
+                line = (self._last_lines(1) or [""])[0].strip()[:_SHOWN_LENGTH]
+                phase.show(f"{waited_s:.0f} s; {line}" if line else f"{waited_s:.0f} s", 0)
             time.sleep(_CHECK_EVERY_S)
 
     def raise_if_ended(self) -> None:
@@ -141,6 +153,11 @@ class ServiceProcess:
         is_watched = self._watcher.poll() is None
         self._note_end(0)  # after the look at the watcher, which reports before it ends itself
         return self._exit_code is None and is_watched
+
+    @property
+    def is_to_be_stopped(self) -> bool:
+        """Whether it was started, and not stopped since, even if it has ended by itself."""
+        return self._watcher is not None
 
     def stop(self) -> None:
         """End the server and all that it started, and wait for that; nothing if that is done."""
@@ -165,16 +182,18 @@ class ServiceProcess:
 
     def last_log_lines(self) -> str:
         """The end of what the server has printed, and where the rest is."""
+        return "\n".join([*self._last_lines(_LOG_LINES_SHOWN), f"Full log: {self.log_path}"])
+
+    def _last_lines(self, count: int) -> list[str]:
         try:
             with self.log_path.open("rb") as log:
                 size = log.seek(0, os.SEEK_END)
                 log.seek(max(self._log_start, size - _LOG_BYTES_READ))
                 text = log.read().decode(errors="replace")
         except OSError:
-            text = ""
+            return []
         lines = [_printable(line) for line in text.splitlines()]
-        shown = [line for line in lines if line.strip()][-_LOG_LINES_SHOWN:]
-        return "\n".join([*shown, f"Full log: {self.log_path}"])
+        return [line for line in lines if line.strip()][-count:]
 
     def _note_end(self, timeout_s: float) -> None:
         report = self._next_report(timeout_s)

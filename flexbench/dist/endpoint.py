@@ -24,6 +24,7 @@ from flexbench.core.checks import check_count, check_seconds
 from flexbench.core.endpoint import Exchange, GenerationRequest, Response, ServiceContext
 from flexbench.core.environment import redact_command_line
 from flexbench.core.errors import ConfigError, MissingDependencyError
+from flexbench.core.progress import Progress, Silence
 from flexbench.dist.batching import check_batch_wait
 from flexbench.dist.config import (
     DEFAULT_COMM_TIMEOUT_S,
@@ -35,6 +36,7 @@ from flexbench.dist.config import (
 )
 from flexbench.dist.opt_config import OptConfig, get_opt_config, load_opt_config
 from flexbench.dist.partition import Balance, split_layers
+from flexbench.http_endpoint.requirement import require_http
 
 if TYPE_CHECKING:
     from flexbench.core.endpoint import Client
@@ -229,6 +231,7 @@ class DistClient:
     def __init__(self, config: DistEndpointConfig) -> None:
         self.config = config
         self._process: Any = None
+        self._progress: Progress = Silence()
         self._facts: dict[str, Any] = {}
 
     # --- in the command's process ---
@@ -237,9 +240,11 @@ class DistClient:
         """Start the pipeline and wait for it.
 
         Raises ConfigError and InputFileError for a model, stages or a port that cannot be,
-        MissingDependencyError without torch or mpirun, WorkerError with the last lines of its log
-        when the service ends instead, DeadlineError when it takes too long.
+        MissingDependencyError without torch, mpirun or what sends requests, WorkerError with the
+        last lines of its log when the service ends instead, DeadlineError when it takes too long.
         """
+        require_http()
+        self._progress = context.progress
         process_class, find_port = _service_process()
         prompt_len = self._longest_prompt(context)
         self.config = replace(self.config, port=find_port(self.config.port))
@@ -259,6 +264,7 @@ class DistClient:
                 self._is_healthy,
                 timeout_s=context.timeout_s,
                 raise_if_stopped=context.raise_if_stopped,
+                phase=phase,
             )
             phase.advance()
         self._facts = {
@@ -269,8 +275,10 @@ class DistClient:
 
     def stop_service(self) -> None:
         """End the service and all its processes."""
-        if self._process is not None:
-            self._process.stop()
+        if self._process is not None and self._process.is_to_be_stopped:
+            with self._progress.phase(f"Stopping {self._title}", 1) as phase:
+                self._process.stop()
+                phase.advance()
 
     def check_service(self) -> None:
         """Raise WorkerError, with the end of its log, if the server has ended by itself."""

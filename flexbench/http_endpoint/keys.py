@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
+from urllib.parse import quote as percent_encode
+from urllib.parse import quote_plus
 
 from flexbench.core.errors import ConfigError
 
@@ -14,6 +17,10 @@ _LONGEST_VARIABLE = 64
 _IN_A_HEADER = re.compile(r"[!-~]+")
 _HIDDEN = "***"
 _MAX_LENGTH = 200
+# Of what a server said, more is not looked at.
+_MAX_READ = 20_000
+# So much of a key is too much.
+_TELLING_LENGTH = 8
 
 
 def check_variable(option: str, name: str) -> None:
@@ -40,14 +47,49 @@ def check_key(option: str, key: str, what: str = "it") -> None:
 
 
 def quoting(key: str | None) -> Callable[[object], str]:
-    """A function that makes of what a server said one short line without `key`."""
+    """A function that makes of what a server said one short line without `key`.
+
+    Nor are there eight characters of it in a row, or what it looks like in JSON, in an address, or
+    in Python's own notation.
+    """
+    pieces = _telling_pieces(key) if key else {}
 
     def quote(said: object) -> str:
         text = said.decode("utf-8", "replace") if isinstance(said, bytes) else str(said)
-        if key:
-            text = text.replace(key, _HIDDEN)
+        text = _without(pieces, text[:_MAX_READ])
         printable = "".join(character if character.isprintable() else " " for character in text)
         line = " ".join(printable.split())
         return line if len(line) <= _MAX_LENGTH else f"{line[: _MAX_LENGTH - 3]}..."
 
     return quote
+
+
+def _telling_pieces(key: str) -> dict[int, set[str]]:
+    """By their length, the strings that nobody is to see."""
+    in_json = json.dumps(key)[1:-1]
+    in_addresses = [percent_encode(key, safe=""), percent_encode(key), quote_plus(key)]
+    forms = {key, repr(key)[1:-1], in_json, in_json.replace("/", r"\/"), *in_addresses}
+    forms |= {re.sub("%..", lambda code: code[0].lower(), form) for form in in_addresses}
+    pieces: dict[int, set[str]] = {}
+    for form in forms:
+        length = min(len(form), _TELLING_LENGTH)
+        starts = range(len(form) - length + 1)
+        pieces.setdefault(length, set()).update(form[start : start + length] for start in starts)
+    return pieces
+
+
+def _without(pieces: dict[int, set[str]], text: str) -> str:
+    """The text with each stretch of such strings replaced by ***."""
+    spans = sorted(
+        (start, start + length)
+        for length, strings in pieces.items()
+        for start in range(len(text) - length + 1)
+        if text[start : start + length] in strings
+    )
+    kept: list[str] = []
+    shown_to = 0
+    for start, end in spans:
+        if start >= shown_to:
+            kept += [text[shown_to:start], _HIDDEN]
+        shown_to = max(shown_to, end)
+    return "".join([*kept, text[shown_to:]])

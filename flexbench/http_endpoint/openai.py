@@ -168,6 +168,7 @@ class OpenAIClient:
     """Sends requests to a server that somebody else has started."""
 
     config_class: ClassVar[type] = OpenAIConfig
+    finds_model: ClassVar[bool] = True
     requests_per_worker: ClassVar[int | None] = None
     preload: ClassVar[tuple[str, ...]] = ()
     packages: ClassVar[tuple[str, ...]] = ("uvloop", "httptools", "orjson")

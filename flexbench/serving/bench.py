@@ -18,7 +18,7 @@ from flexbench.core.progress import Progress
 from flexbench.core.signals import SignalWatch
 from flexbench.core.units import format_seconds
 from flexbench.serving.clients import find_client
-from flexbench.serving.config import Load, Meeting, PromptConfig, ServingConfig, Sweep
+from flexbench.serving.config import AUTO_MODEL, Load, Meeting, PromptConfig, ServingConfig, Sweep
 from flexbench.serving.curve import Curve, Point
 from flexbench.serving.generators import Generators, PartialRun, PointSpec
 from flexbench.serving.identity import configuration_of, series_of
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 _SEARCH_POINT_S = 2.5
 _SEARCH_POINT_LATENCIES = 10
 _LONGEST_SEARCH_POINT_S = 120.0
-# A calibration says something of points with up to so many times as many requests in flight.
+# A calibration says something of points with up to so many times as many requests in flight, and
+# not many times less.
 _CALIBRATION_REACH = 2
 
 
@@ -45,24 +46,30 @@ def run_serving(
     meeting: Meeting | None = None,
     progress: Progress,
     log_folder: Path | None = None,
+    on_curve: Callable[[Curve], None] = lambda _: None,
 ) -> list[Curve]:
     """Measure all sweeps, or search for the saturation of each.
 
     With a `meeting` of several ranks, all of them call it: rank 0 gets the curves, the others help
     to send the load and get none. Raises ConfigError and InputFileError before anything is sent,
     RunError when the service, a worker or a rank failed, Interrupted when told to stop; what was
-    measured is in the files by then.
+    measured is in the files by then. `on_curve` gets each curve before it has points; they are
+    added to it as they are measured.
     """
     if meeting is None or meeting.launch.world_size == 1:
         with _Workplace.open(config, log_folder) as place:
             generators = place.generators(config)
             load = LocalLoad(generators, place.client_class, config=config)
-            return _measure_all(config, load, place, generators, progress)
-    return _run_ranked(config, meeting, progress, log_folder)
+            return _measure_all(config, load, place, generators, progress, on_curve)
+    return _run_ranked(config, meeting, progress, log_folder, on_curve)
 
 
 def _run_ranked(
-    config: ServingConfig, meeting: Meeting, progress: Progress, log_folder: Path | None
+    config: ServingConfig,
+    meeting: Meeting,
+    progress: Progress,
+    log_folder: Path | None,
+    on_curve: Callable[[Curve], None],
 ) -> list[Curve]:
     from flexbench.ranks.group import open_ranks
     from flexbench.serving.ranked_load import RankedLoad, fingerprint
@@ -95,7 +102,7 @@ def _run_ranked(
         if group.rank > 0:
             load.follow()
             return []
-        curves = _measure_all(config, load, place, generators, progress)
+        curves = _measure_all(config, load, place, generators, progress, on_curve)
         load.end()
         return curves
 
@@ -145,6 +152,7 @@ def _measure_all(
     place: _Workplace,
     generators: Generators,
     progress: Progress,
+    on_curve: Callable[[Curve], None],
 ) -> list[Curve]:
     store = PointStore(config.result_dir)
     store.check()
@@ -157,7 +165,12 @@ def _measure_all(
     )
     bench = _Bench(config, store, service, generators, load, progress)
     with _ended(place.crew, service):
-        return [bench.measure_curve(sweep) for sweep in config.sweeps]
+        curves = []
+        for sweep in config.sweeps:
+            curves.append(Curve(prompts=sweep.prompts))
+            on_curve(curves[-1])
+            bench.measure_curve(sweep, curves[-1])
+        return curves
 
 
 @contextmanager
@@ -203,9 +216,8 @@ class _Bench:
             self._config, self._store, packages=find_client(self._config.api).packages
         )
 
-    def measure_curve(self, sweep: Sweep) -> Curve:
+    def measure_curve(self, sweep: Sweep, curve: Curve) -> None:
         """Measure all loads of a sweep, or those that the search for its saturation asks for."""
-        curve = Curve(prompts=sweep.prompts)
         self._configurations = []
         try:
             if self._config.is_search:
@@ -214,8 +226,7 @@ class _Bench:
                 self._sweep(sweep.loads, curve)
         finally:
             if curve.points:
-                curve.file = self._keeper.keep_curve(curve, self._configurations)
-        return curve
+                curve.file = self._keeper.keep_curve(curve, self._configurations, sweep)
 
     def _sweep(self, loads: tuple[Load, ...], curve: Curve) -> None:
         limit_s = self._config.limits.early_stop_latency_s
@@ -279,12 +290,21 @@ class _Bench:
 
     # --- one point ---
 
+    def _model(self) -> str | None:
+        """The model that an endpoint was found to have, where nobody has named one."""
+        has_to_ask = getattr(find_client(self._config.api), "finds_model", False)
+        if not has_to_ask or self._config.client_config.model not in (None, AUTO_MODEL):
+            return None
+        model: str | None = self._service.start().model
+        return model
+
     def _measure(self, curve: Curve, load: Load, number_of_try: int = 1) -> Point:
         """Measure a point and keep it; or read it, if it had been measured before."""
         configuration = configuration_of(
             self._config,
             curve.prompts,
             load,
+            model=self._model(),
             number_of_try=number_of_try,
             num_ranks=self._load.num_ranks,
         )
@@ -344,7 +364,10 @@ class _Bench:
         known = self._calibration
         if (
             known is None
-            or in_flight > _CALIBRATION_REACH * known.concurrency
+            or known.is_streaming != prompts.streaming
+            or not known.concurrency / _CALIBRATION_REACH**2
+            <= in_flight
+            <= known.concurrency * _CALIBRATION_REACH
             or loaded.topology.num_parts != known.num_loops
         ):
             self._calibration = known = calibrate(

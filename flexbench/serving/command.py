@@ -81,12 +81,12 @@ def serving(
     arguments = dict(locals())
     launch = detect_launch(os.environ)
     with first_rank_speaks(launch):
-        config = config_from(arguments, client_config_from(context, model=model))
+        config = config_from(arguments, lambda name: client_config_from(context, model=name))
+        meeting = Meeting(launch=launch, head_ip=head_ip, port=head_port, timeout_s=comm_timeout)
         check_plan(config)
     if dry_run:
         _print_plan(config, launch)
         return
-    meeting = Meeting(launch=launch, head_ip=head_ip, port=head_port, timeout_s=comm_timeout)
     _run(config, meeting, log_dir, quiet=quiet or launch.rank > 0)
 
 
@@ -94,10 +94,20 @@ def _run(config: ServingConfig, meeting: Meeting, log_folder: Path | None, *, qu
     # Imported here, not above: `flexbench --help` and completion should not wait for it.
     from flexbench.serving.bench import run_serving
 
-    with _progress(quiet=quiet) as progress:
-        curves = run_serving(config, meeting=meeting, progress=progress, log_folder=log_folder)
-    if not quiet:
-        _print_curves(config, meeting.launch, curves)
+    curves: list[Curve] = []
+    try:
+        with _progress(quiet=quiet) as progress:
+            run_serving(
+                config,
+                meeting=meeting,
+                progress=progress,
+                log_folder=log_folder,
+                on_curve=curves.append,
+            )
+    finally:
+        # Also after an error, or Ctrl-C: what was measured until then is worth a look.
+        if not quiet and any(curve.points for curve in curves):
+            _print_curves(config, meeting.launch, [curve for curve in curves if curve.points])
     stopped = [point for curve in curves for point in curve.points if point.stopped_by is not None]
     if stopped and not config.is_search:
         raise RunError(f"{stopped[0].load.label}: {stopped[0].stopped_by}")

@@ -9,11 +9,13 @@ from typing import Any
 
 from flexbench.core.checks import check_count, check_seconds, check_seed
 from flexbench.core.errors import ConfigError
-from flexbench.ranks.launch import Launch
+from flexbench.ranks.launch import MAX_PORT, Launch
 
+AUTO_MODEL = "auto"
 DEFAULT_NUM_CLIENTS = (1, 2, 4, 6, 8, 12, 16, 20, 24, 28, 32)
 DEFAULT_RESULT_DIR = Path("results/serving")
 MAX_RATE = 1e6
+MAX_CLIENTS = 100_000
 MAX_WORKERS = 4096
 # Fewer say nothing of a rate of failures.
 _FEW_REQUESTS = 20
@@ -85,7 +87,7 @@ class Load:
         if (self.concurrency is None) == (self.rate_per_s is None):
             raise ConfigError("--rate", "is another kind of load than --num-clients; give one")
         if self.concurrency is not None:
-            check_count("--num-clients", self.concurrency, minimum=1)
+            check_count("--num-clients", self.concurrency, minimum=1, maximum=MAX_CLIENTS)
         if self.rate_per_s is not None and not 0 < self.rate_per_s <= MAX_RATE:
             raise ConfigError("--rate", f"must be above 0 and at most {MAX_RATE:g} requests/s")
         check_count("--burst-size", self.burst_size, minimum=1)
@@ -147,6 +149,19 @@ class Limits:
             )
         return None
 
+    def final_problem(self, failed: int, succeeded: int) -> str | None:
+        """What keeps a point that came to its end from being a result, in words."""
+        if not succeeded:
+            return "no request succeeded" if failed else "no request came to its end"
+        if self.max_errors is not None and failed > self.max_errors:
+            return f"{failed} requests failed; --max-errors is {self.max_errors}"
+        ended = failed + succeeded
+        if failed > self.max_error_rate * ended:
+            return (
+                f"{failed} of {ended} requests failed; --max-error-rate is {self.max_error_rate:g}"
+            )
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class ServingConfig:
@@ -188,3 +203,8 @@ class Meeting:
     head_ip: str | None = None
     port: int | None = None
     timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.port is not None:
+            check_count("--head-port", self.port, minimum=1, maximum=MAX_PORT)
+        check_seconds("--comm-timeout", self.timeout_s)

@@ -18,8 +18,10 @@ from flexbench.serving.config import Load
 from flexbench.serving.traces import RequestTrace
 
 NS_PER_S = 1e9
-_MIN_SLICES = 4
+_MIN_SLICES = 3
 _MAX_SLICES = 20
+_MIN_ANSWERS = 8  # fewer say nothing of how a throughput varies
+_Z_95 = 1.96
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,14 +111,20 @@ class PointFigures:
     steady_end_s: float | None
     steady_requests_per_s: float | None
     steady_standard_error: float | None
-    """Of steady_requests_per_s, from the means of slices of the window."""
+    """Of steady_requests_per_s, from slices of the window; None: the window is too short for one.
+
+    1.96 of it on either side are the 95 % interval, also where there were few slices."""
     steady_output_tokens_per_s: float | None
     steady_in_flight: float | None
+    steady_scheduled_per_s: float | None = None
+    """Open loop: rate of what was due in the steady window;"""
+    steady_scheduled_error: float | None = None
+    """and by how much it differs by chance from the same number of answers, as a standard error."""
 
     in_flight: float | None
     max_in_flight: int
     scheduled_per_s: float | None
-    """Rate of what the load asked for, from the first request to the last;"""
+    """Rate of what the load asked for, from its first moment to its last;"""
     sent_per_s: float | None
     """and of what was sent."""
 
@@ -258,8 +266,10 @@ def compute_figures(
         ),
         error_rate=_share(num_failed, num_failed + len(answers)),
         max_in_flight=_max_in_flight(traces),
-        scheduled_per_s=_rate_of([trace.scheduled_ns for trace in traces]),
-        sent_per_s=_rate_of([trace.sent_ns for trace in traces if trace.sent_ns is not None]),
+        scheduled_per_s=_rate_of((trace.scheduled_ns, trace.scheduled_ns) for trace in traces),
+        sent_per_s=_rate_of(
+            (trace.scheduled_ns, trace.sent_ns) for trace in traces if trace.sent_ns is not None
+        ),
         num_new_connections=sum(trace.connected_ns is not None for trace in traces),
         **_rates(traces, answers, window, meets),
         **steady,
@@ -275,11 +285,20 @@ def _share(part: float, whole: float) -> float | None:
     return part / whole if whole else None
 
 
-def _rate_of(times_ns: Sequence[int]) -> float | None:
-    """Per second, from the first to the last."""
-    if len(times_ns) < 2:
+def _rate_of(events: Iterable[tuple[int, int]]) -> float | None:
+    """Per second, of events that are each given by the moment they were due and their own time.
+
+    What was due at the same moment is a burst. The last burst ends the time and is not counted: the
+    time after it would belong to it, and is not known. None with less than two moments.
+    """
+    bursts: dict[int, list[int]] = {}
+    for due, at in events:
+        bursts.setdefault(due, []).append(at)
+    if len(bursts) < 2:
         return None
-    return _share(len(times_ns) - 1, (max(times_ns) - min(times_ns)) / NS_PER_S)
+    last = bursts.pop(max(bursts))
+    first_ns = min(map(min, bursts.values()))
+    return _share(sum(map(len, bursts.values())), (min(last) - first_ns) / NS_PER_S)
 
 
 def _end_of(trace: RequestTrace) -> int:
@@ -409,21 +428,74 @@ def _steady(
     if length <= 0 or not answers:
         names = ("start_s", "end_s", "requests_per_s", "standard_error", "output_tokens_per_s")
         return dict.fromkeys((*(f"steady_{name}" for name in names), "steady_in_flight"))
-    mean_ns = sum(_end_of(trace) - (trace.sent_ns or 0) for trace in answers) / len(answers)
-    num_slices = max(_MIN_SLICES, min(_MAX_SLICES, int(length / max(1.0, mean_ns))))
-    requests, tokens = _slices(answers, start, length, num_slices, is_open_loop=is_open_loop)
+    inside = [one for one in answers if _end_of(one) > start and (one.sent_ns or 0) < end]
+    memory = _memory_ns(inside, is_open_loop=is_open_loop)
+    num_slices = max(1, min(_MAX_SLICES, int(length / memory)))
+    requests, tokens = _slices(inside, start, length, num_slices, is_open_loop=is_open_loop)
     seconds = length / NS_PER_S
     per_s = [count * num_slices / seconds for count in requests]
-    mean = sum(per_s) / num_slices
-    variance = sum((rate - mean) ** 2 for rate in per_s) / (num_slices - 1)
+    is_long = num_slices >= _MIN_SLICES and sum(requests) >= _MIN_ANSWERS
     return {
         "steady_start_s": start / NS_PER_S,
         "steady_end_s": end / NS_PER_S,
-        "steady_requests_per_s": mean,
-        "steady_standard_error": math.sqrt(variance / num_slices),
+        "steady_requests_per_s": sum(requests) / seconds,
+        "steady_standard_error": _standard_error(per_s, length / memory) if is_long else None,
         "steady_output_tokens_per_s": tokens / seconds,
         "steady_in_flight": _time_in_flight(traces, start, end) / length,
+        **(_steady_schedule(traces, start, end) if is_open_loop else {}),
     }
+
+
+def _memory_ns(answers: Sequence[RequestTrace], *, is_open_loop: bool) -> float:
+    """For how long the rate of a moment is still seen in the rate after it, in ns.
+
+    In a closed loop an answer is spread over its latency, and a moment meets answers in proportion
+    to their latencies: their mean is the sum of squares over the sum. In an open loop the queue is
+    part of the latency, but not of the service's memory: the shortest latency is nearest to that.
+    """
+    latencies = [max(1, _end_of(one) - (one.sent_ns or 0)) for one in answers]
+    if not latencies:
+        return math.inf
+    if is_open_loop:
+        return float(min(latencies))
+    return sum(latency**2 for latency in latencies) / sum(latencies)
+
+
+def _standard_error(per_s: Sequence[float], num_memories: float) -> float:
+    """Of the mean of the slices' rates, such that 1.96 of it are a 95 % interval.
+
+    A rate that is a moving mean over a time m has, in slices of width k m, the share 1 - 1 / (3 k)
+    of the variance that independent slices would have: the rest is in what neighbours have in
+    common. Few slices are paid for with Student's t, as an expansion about the normal quantile
+    (Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.5).
+    """
+    number = len(per_s)
+    mean = sum(per_s) / number
+    variance = sum((rate - mean) ** 2 for rate in per_s) / (number - 1)
+    independent = variance / (1 - number / (3 * max(num_memories, number)))
+    freedom = number - 1
+    student = 1 + (_Z_95**2 + 1) / (4 * freedom)
+    student += (5 * _Z_95**4 + 16 * _Z_95**2 + 3) / (96 * freedom**2)
+    return student * math.sqrt(independent / number)
+
+
+def _steady_schedule(traces: Sequence[RequestTrace], start: int, end: int) -> dict[str, Any]:
+    """The rate at which requests were due in the window, and by how much that says little.
+
+    The number of arrivals has the variance of their gaps; and a burst more or less may be due, or
+    done, just inside.
+    """
+    bursts = Counter(t.scheduled_ns for t in traces if start <= t.scheduled_ns < end)
+    moments = sorted(bursts)
+    gaps = [later - earlier for earlier, later in pairwise(moments)]
+    rate = _rate_of((moment, moment) for moment in bursts.elements())
+    if rate is None:
+        return {}
+    size = bursts.total() / len(bursts)
+    mean = sum(gaps) / len(gaps)
+    variance = sum((gap - mean) ** 2 for gap in gaps) / len(gaps) / mean**2
+    share = math.sqrt(variance / len(moments) + (size / 2 / bursts.total()) ** 2)
+    return {"steady_scheduled_per_s": rate, "steady_scheduled_error": rate * share}
 
 
 def _ramp_up_end(traces: Sequence[RequestTrace], end: int) -> int:

@@ -10,6 +10,7 @@ What was measured is written to a spool file as it goes: it is there even if thi
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import time
 from collections import deque
@@ -41,6 +42,8 @@ _LONG_BACKLOG = 2000
 # request of an open loop that would keep a core busy, at 500 requests/s for half of the time.
 _ACTIVE_WAIT_S = 0.002
 _LOOKAHEAD = 64
+_SPARE = 1.5
+_LONGEST_SLEEP_NS = 250_000_000
 _MOST_PREPARED = 4096
 
 
@@ -114,7 +117,7 @@ class LoopReport:
 
     part: int
     cpu_s: float
-    """Processor time of the process from the release to the end of the last request."""
+    """Processor time from the release to the end of the duration, or of the last request."""
     wall_s: float
     lags_s: list[float]
     """How late a timer was that went off every 20 ms."""
@@ -150,15 +153,20 @@ class LoadLoop:
         *,
         seed: int,
         request_timeout_s: float,
+        cpu_clock: Callable[[], float] = time.process_time,
         on_status: Callable[[Status], None],
         is_stopped: Callable[[], bool],
     ) -> None:
-        """`on_status` is called four times a second, `is_stopped` asked every 50 ms."""
+        """`cpu_clock` counts the processor time of this loop.
+
+        `on_status` is called four times a second, `is_stopped` asked every 50 ms."""
         self._client = client
         self._prompts = prompts
         self._part = part
         self._spool = spool
         self._seed = seed
+        self._cpu_clock = cpu_clock
+        self._window_end: tuple[float, float, int] | None = None
         self._timeout_ns = round(request_timeout_s * 1e9)
         self._on_status = on_status
         self._is_stopped = is_stopped
@@ -181,13 +189,25 @@ class LoadLoop:
         load = self._part.load
         slots = self._part.num_clients if load.concurrency is not None else 1
         await self._client.open(slots)
+        began = time.monotonic()
         failures: list[Failure] = []
         if warmup_requests:
             warmups = (self._warm_up(slot, warmup_requests) for slot in range(slots))
             for found in await asyncio.gather(*warmups):
                 failures += found
-        self._supply.fill(slots)
+        latency_s = (time.monotonic() - began) / max(1, warmup_requests)
+        self._supply.fill(self._expected_requests(slots, latency_s), slots)
         return Warmup(num_requests=slots * warmup_requests, failures=failures)
+
+    def _expected_requests(self, slots: int, latency_s: float) -> int:
+        """How many requests this part will send, as far as the warm-up tells."""
+        load = self._part.load
+        if load.duration_s is None:
+            assert load.num_requests is not None
+            return load.num_requests // self._part.num_parts + slots
+        if load.rate_per_s is not None:
+            return math.ceil(load.rate_per_s * load.duration_s / self._part.num_parts) + slots
+        return math.ceil(_SPARE * slots * load.duration_s / max(latency_s, 1e-3)) + slots
 
     async def _warm_up(self, slot: int, count: int) -> list[Failure]:
         failures = []
@@ -213,18 +233,17 @@ class LoadLoop:
         self._start_ns = start_ns
         self._broken = asyncio.get_running_loop().create_future()
         await _sleep_until(start_ns, actively=True)
-        cpu_before, wall_before = time.process_time(), time.monotonic()
+        cpu_before, wall_before = self._cpu_clock(), time.monotonic()
         watching = [
             asyncio.ensure_future(coroutine)
             for coroutine in (self._watch(), self._sweep(), self._probe_lag())
         ]
         end = None
         is_closed = self._part.load.concurrency is not None
-        # What an open loop has to send before that is sent, late or not: its schedule has an end.
-        if is_closed and self._part.load.duration_s is not None:
+        if self._part.load.duration_s is not None:
             loop = asyncio.get_running_loop()
             remaining_s = self._part.load.duration_s - (time.monotonic_ns() - start_ns) / 1e9
-            end = loop.call_later(max(0.0, remaining_s), self._end_sending)
+            end = loop.call_later(max(0.0, remaining_s), self._end_window)
         sending = asyncio.ensure_future(self._closed_loop() if is_closed else self._open_loop())
         try:
             await self._first_of(sending, self._broken, *watching)
@@ -236,14 +255,18 @@ class LoadLoop:
             await asyncio.gather(*watching, return_exceptions=True)
         self._finish_all()
         # With what was put off: it is work for these requests, too.
-        cpu_s, wall_s = time.process_time() - cpu_before, time.monotonic() - wall_before
+        cpu, wall, num_lags = self._window_end or (
+            self._cpu_clock(),
+            time.monotonic(),
+            len(self._lags_s),
+        )
         self._spool.flush()
         self._report_status()
         return LoopReport(
             part=self._part.number,
-            cpu_s=cpu_s,
-            wall_s=wall_s,
-            lags_s=self._lags_s,
+            cpu_s=cpu - cpu_before,
+            wall_s=wall - wall_before,
+            lags_s=self._lags_s[:num_lags],
             num_prepared_late=self._supply.num_late,
             niceness=os.nice(0),
         )
@@ -263,6 +286,13 @@ class LoadLoop:
                 await asyncio.wait(others, timeout=_TICK_S)
             raise
 
+    def _end_window(self) -> None:
+        """The duration is over: what follows says nothing of how busy the loop was in it."""
+        self._window_end = self._cpu_clock(), time.monotonic(), len(self._lags_s)
+        # What an open loop has to send before that is sent, late or not: its schedule has an end.
+        if self._part.load.concurrency is not None:
+            self._end_sending()
+
     def _end_sending(self) -> None:
         self._is_over = True
 
@@ -271,18 +301,21 @@ class LoadLoop:
 
     async def _be_client(self) -> None:
         task = _current_task()
+        free_since_ns = self._start_ns
         while not self._is_over:
-            scheduled_ns = time.monotonic_ns()
             item = self._supply.take()
             if item is None:
                 return
-            await self._perform(task, *item, scheduled_ns)
+            flight = await self._perform(task, *item, free_since_ns)
+            free_since_ns = flight.ended_ns
 
     async def _open_loop(self) -> None:
         tasks: set[asyncio.Task[None]] = set()
         for index, moment in self._schedule:
             due_ns = self._start_ns + round(moment * 1e9)
-            await _sleep_until(due_ns)
+            while not self._is_over and time.monotonic_ns() < due_ns:
+                # Not too long at once: a stop is to be noticed, however rare requests are.
+                await _sleep_until(min(due_ns, time.monotonic_ns() + _LONGEST_SLEEP_NS))
             if self._is_over:
                 break
             item = self._supply.take()
@@ -291,6 +324,7 @@ class LoadLoop:
             task = asyncio.ensure_future(self._perform_alone(*item, due_ns))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+            self._supply.refill()
         if tasks:
             await asyncio.wait(tasks)
 
@@ -305,7 +339,7 @@ class LoadLoop:
         request: GenerationRequest,
         prepared: Any,
         scheduled_ns: int,
-    ) -> None:
+    ) -> _Flight:
         exchange = Exchange()
         now = time.monotonic_ns()
         flight = _Flight(request, exchange, scheduled_ns, now + self._timeout_ns, task)
@@ -328,6 +362,7 @@ class LoadLoop:
         if exchange.failure is not None:
             # It may have failed without waiting for anything: others have to have their turn.
             await asyncio.sleep(0)
+        return flight
 
     # --- what can wait ---
 
@@ -468,10 +503,12 @@ class _Supply:
         self._wanted = _LOOKAHEAD
         self.num_late = 0
 
-    def fill(self, num_clients: int) -> None:
-        """Write what the start needs; all that may be needed, where writing is slow."""
+    def fill(self, num_expected: int, num_clients: int) -> None:
+        """Write what the start needs; all that is expected, where writing is slow."""
         self._wanted = 2 * num_clients + _LOOKAHEAD
-        self._write(_MOST_PREPARED if self._prompts.is_slow else self._wanted)
+        if self._prompts.is_slow:
+            self._wanted = max(self._wanted, min(num_expected, _MOST_PREPARED))
+        self._write(self._wanted)
 
     def refill(self) -> None:
         """Write one or two more, if some have been taken."""

@@ -16,13 +16,20 @@ def configuration_of(
     prompts: PromptConfig,
     load: Load,
     *,
+    model: str | None,
     number_of_try: int,
     num_ranks: int,
 ) -> dict[str, Any]:
-    """Everything that a point's figures may depend on; the same on a second start."""
+    """Everything that a point's figures may depend on; the same on a second start.
+
+    `model` is the one that an endpoint was found to have; None: the configuration names it.
+    """
+    client = public_fields(config.client_config)
+    if model is not None:
+        client["model"] = model
     return {
         "api": config.api,
-        "client": public_fields(config.client_config),
+        "client": client,
         "prompts": asdict(prompts),
         "load": asdict(load),
         "warmup_requests": config.warmup_requests,
@@ -38,8 +45,12 @@ def configuration_of(
 
 
 def series_of(configuration: dict[str, Any]) -> int:
-    """A number for the prompts of this point, which another one of the run hardly has."""
-    words = (configuration["load"], configuration["number_of_try"])
+    """A number for the prompts of this point, which another one of the run hardly has.
+
+    So a server that keeps prefixes has seen none of them at an earlier point, be that another load,
+    length or try.
+    """
+    words = {name: configuration[name] for name in ("prompts", "load", "number_of_try")}
     return zlib.crc32(repr(words).encode())
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from flexbench.core import environment
 from flexbench.core.errors import FlexbenchError, Interrupted
-from flexbench.core.results import utc_now
+from flexbench.core.results import ResultRow, utc_now
 from flexbench.serving import slo
 from flexbench.serving.audit import Audit, AuditInput, audit
-from flexbench.serving.config import Load, PromptConfig, ServingConfig
+from flexbench.serving.config import Load, PromptConfig, ServingConfig, Sweep
 from flexbench.serving.curve import Curve, Point
 from flexbench.serving.figures import (
     Distribution,
@@ -100,10 +100,13 @@ class PointKeeper:
     ) -> Point:
         """Judge a point and write it down."""
         run = loaded.run
-        verdict = audit(_audit_input(load, run, figures, calibration))
+        verdict = audit(
+            _audit_input(load, run, figures, calibration, loaded.hosts.get("num_ranks", 1))
+        )
         violations = slo.check(self.conditions, figures)
-        if run.stopped_by is not None:
-            record = record | {"status": "failed", "error": run.stopped_by}
+        problem = self._problem_of(run, figures)
+        if problem is not None:
+            record = record | {"status": "failed", "error": problem}
         record = record | {
             "released_at_ns": run.released_ns,
             "figures": figures.as_record(),
@@ -114,24 +117,54 @@ class PointKeeper:
             "generators": _describe_generators(loaded),
             **environment.describe_run(self._packages),
         }
-        file = self._store.write(record, run.traces)
-        row = result_row(prompts, load, figures) if run.stopped_by is None else None
-        self._store.append_row(row, record, file)
+        row = result_row(prompts, load, figures) if problem is None else None
+        file = self._write(record, run, row)
         return Point(
             load=load,
             figures=figures,
             audit=verdict,
             violations=violations,
             file=file,
-            stopped_by=run.stopped_by,
+            stopped_by=problem,
         )
 
-    def keep_curve(self, curve: Curve, configurations: Sequence[dict[str, Any]]) -> Path:
+    def _problem_of(self, run: PointRun, figures: PointFigures) -> str | None:
+        """Why a point is no result, with the failure that most requests had."""
+        limits = self._config.limits
+        problem = run.stopped_by or limits.final_problem(figures.num_failed, figures.num_ok)
+        failures = Counter((one.failure, one.failure_message) for one in run.traces if one.failure)
+        if problem is None or not failures:
+            return problem
+        (((kind, message), count),) = failures.most_common(1)
+        return f"{problem}; {count} of them {kind}: {message}"
+
+    def _write(self, record: dict[str, Any], run: PointRun, row: ResultRow | None) -> Path:
+        """Write down a point; if there is no room for its requests, at least its figures."""
+        try:
+            file = self._store.write(record, run.traces)
+        except FlexbenchError as error:
+            try:
+                self._store.append_row(row, record, self._store.path(record["configuration"]))
+            except FlexbenchError as lost:
+                error.add_details(f"{lost.message}\n{lost.details}")
+            else:
+                error.add_details("Its figures, without its requests, are in serving.jsonl")
+            raise
+        self._store.append_row(row, record, file)
+        return file
+
+    def keep_curve(
+        self, curve: Curve, configurations: Sequence[dict[str, Any]], sweep: Sweep
+    ) -> Path:
         """Write down where a curve's points are, and what its search found."""
         first = {
             name: value
             for name, value in configurations[0].items()
             if name not in ("load", "number_of_try")
+        }
+        first |= {
+            "is_search": self._config.is_search,
+            "loads": [asdict(load) for load in sweep.loads],
         }
         points = [
             {
@@ -208,7 +241,11 @@ def _lags(report: LoopReport) -> Distribution | None:
 
 
 def _audit_input(
-    load: Load, run: PointRun, figures: PointFigures, calibration: Calibration | None
+    load: Load,
+    run: PointRun,
+    figures: PointFigures,
+    calibration: Calibration | None,
+    num_ranks: int,
 ) -> AuditInput:
     lags = [found for report in run.reports if (found := _lags(report)) is not None]
     worst = max(lags, key=lambda one: one.p99, default=None)
@@ -225,6 +262,8 @@ def _audit_input(
         scheduled_per_s=figures.scheduled_per_s,
         sent_per_s=figures.sent_per_s,
         requests_per_s=figures.requests_per_s,
-        generator_requests_per_s=None if calibration is None else calibration.max_requests_per_s,
+        generator_requests_per_s=(
+            None if calibration is None else num_ranks * calibration.max_requests_per_s
+        ),
         generator_error_p99_s=None if calibration is None else calibration.error_p99_s,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -12,6 +12,7 @@ from flexbench.core.units import parse_seconds
 from flexbench.serving.clients import find_client
 from flexbench.serving.config import (
     DEFAULT_NUM_CLIENTS,
+    Arrival,
     Limits,
     Load,
     PromptConfig,
@@ -19,6 +20,7 @@ from flexbench.serving.config import (
     Sweep,
 )
 from flexbench.serving.config_files import expand
+from flexbench.serving.point_files import PointStore
 from flexbench.serving.prompts import open_prompts
 
 _DEFAULT_MAX_PROMPT_LENGTH = 4000
@@ -34,16 +36,20 @@ _TAKEN_AS_GIVEN = (
 )
 
 
-def config_from(arguments: dict[str, Any], client_config: Any) -> ServingConfig:
-    """The whole run, from the command's parameters by name, and the client's configuration.
+def config_from(
+    arguments: dict[str, Any], make_client_config: Callable[[str], Any]
+) -> ServingConfig:
+    """The whole run, from the command's parameters by name.
 
-    Raises ConfigError and InputFileError.
+    `make_client_config` makes the client's configuration for a model. Raises ConfigError and
+    InputFileError.
     """
     duration = arguments["duration"]
+    sweeps = make_sweeps(arguments)
     return ServingConfig(
         api=arguments["api"],
-        client_config=client_config,
-        sweeps=make_sweeps(arguments),
+        client_config=make_client_config(_model_of(sweeps)),
+        sweeps=sweeps,
         is_search=arguments["saturation"],
         search_point_s=None if duration is None else parse_seconds("--duration", duration),
         slo=tuple(arguments["slo"] or ()),
@@ -57,6 +63,17 @@ def config_from(arguments: dict[str, Any], client_config: Any) -> ServingConfig:
         ),
         **{name: arguments[name] for name in _TAKEN_AS_GIVEN},
     )
+
+
+def _model_of(sweeps: Sequence[Sweep]) -> str:
+    """The model that all sweeps ask for: a config file may name it."""
+    models = {sweep.prompts.model for sweep in sweeps}
+    if len(models) > 1:
+        raise ConfigError(
+            "--config-file",
+            f"names several models, {', '.join(sorted(models))}; a run measures one",
+        )
+    return models.pop()
 
 
 def make_sweeps(arguments: dict[str, Any]) -> tuple[Sweep, ...]:
@@ -83,6 +100,10 @@ def _prompts(values: Mapping[str, Any]) -> PromptConfig:
 
 def _loads(arguments: Mapping[str, Any]) -> tuple[Load, ...]:
     clients, rates = arguments["num_clients"], arguments["rate"]
+    if arguments["burst_size"] > 1 and arguments["arrival"] is not Arrival.BURST:
+        raise ConfigError("--burst-size", "is for --arrival burst")
+    if arguments["arrival"] is not Arrival.CONSTANT and not rates:
+        raise ConfigError("--arrival", "is for an open loop; give its --rate as well")
     if clients and rates:
         raise ConfigError("--rate", "is another kind of load than --num-clients; give one")
     if arguments["saturation"]:
@@ -136,6 +157,7 @@ def check_plan(config: ServingConfig) -> None:
     # Imported late: --help needs none of it.
     from flexbench.serving.load import choose_topology
 
+    PointStore(config.result_dir).check(create_folder=False)
     client_class = find_client(config.api)
     for sweep in config.sweeps:
         if config.slo:

@@ -104,11 +104,11 @@ class PointStore:
         self.folder = folder
         self._rows = ResultsFile(folder / ROWS_FILE)
 
-    def check(self, *, option: str = "--result-dir") -> None:
+    def check(self, *, option: str = "--result-dir", create_folder: bool = True) -> None:
         """Find out now what would make a write fail later. Raises ConfigError naming `option`."""
         if self.folder.exists() and not self.folder.is_dir():
             raise ConfigError(option, f"{self.folder} is not a folder")
-        self._rows.check(option=option)
+        self._rows.check(option=option, create_folder=create_folder)
 
     def path(self, configuration: Mapping[str, Any]) -> Path:
         """Where the point of this configuration is, or will be."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from flexbench.serving.config import PromptConfig, ServingConfig
+from flexbench.core.units import format_seconds
+from flexbench.serving.config import Load, PromptConfig, ServingConfig
 from flexbench.serving.curve import Curve
 from flexbench.serving.prompts import open_prompts
 from flexbench.serving.tables import (
@@ -26,7 +28,9 @@ _FEW = 0.01
 
 def plan_table(config: ServingConfig) -> Table:
     """What would be measured, a line for each combination of prompts."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), expand=False)
+    target = getattr(config.client_config, "api_url", None)
+    title = f"--api {config.api}" + (f" at {target}" if target is not None else "")
+    table = Table(title=Text(title), box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), expand=False)
     for heading in ("prompts", "new tokens", "loads"):
         table.add_column(heading, overflow="fold")
     for sweep in config.sweeps:
@@ -34,12 +38,23 @@ def plan_table(config: ServingConfig) -> Table:
         loads = ", ".join(load.label for load in sweep.loads)
         if config.is_search:
             loads = f"search from {loads}"
+        else:
+            loads += f"; {_amount(sweep.loads)} each"
         table.add_row(
             _spread(prompts.prompt_length, prompts.prompt_length_var),
             _spread(prompts.max_new_tokens, prompts.max_new_tokens_var),
             loads,
         )
     return table
+
+
+def _amount(loads: Sequence[Load]) -> str:
+    """How much each load is: '30 s', or '128 to 512 requests'."""
+    if loads[0].duration_s is not None:
+        return format_seconds(loads[0].duration_s)
+    counts = [load.num_requests or 0 for load in loads]
+    least, most = min(counts), max(counts)
+    return f"{least} requests" if least == most else f"{least} to {most} requests"
 
 
 def print_curve(console: Console, config: ServingConfig, curve: Curve) -> None:
@@ -123,11 +138,11 @@ def _about_prompts(curve: Curve) -> Iterator[str]:
             "Prompt lengths are in bytes: --model is no folder with a tokenizer, and --tokenizer "
             "names none."
         )
-    most = max((point.figures.num_requests for point in curve.points), default=0)
-    if prompts.num_distinct is not None and prompts.num_distinct < most:
+    total = sum(point.figures.num_requests for point in curve.points)
+    if prompts.num_distinct is not None and prompts.num_distinct < total:
         yield (
-            f"The dataset has {prompts.num_distinct} prompts, and a point up to {most} requests: "
-            "some came again, which a server's prefix cache makes quicker."
+            f"The dataset has {prompts.num_distinct} prompts for {total} requests: some came "
+            "again, which a server's prefix cache makes quicker."
         )
 
 
@@ -143,7 +158,10 @@ def _about_tokens(curve: Curve) -> Iterator[str]:
         one.share_counted_by_server is not None and one.share_counted_by_server < 1
         for one in figures
     ):
-        yield "Output tokens were counted by the tokenizer where the server did not say."
+        how = "by the tokenizer"
+        if open_prompts(curve.prompts).tokenizer.is_stand_in:
+            how = "as chunks" if curve.prompts.streaming else "in bytes"
+        yield f"Output tokens were counted {how} where the server did not say."
     differences = [
         one.mean_prompt_length_difference for one in figures if one.share_other_prompt_length
     ]

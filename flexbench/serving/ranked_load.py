@@ -19,7 +19,14 @@ from flexbench.core.errors import ConfigError
 from flexbench.ranks.group import Group
 from flexbench.serving.config import Arrival, Load, PromptConfig, ServingConfig
 from flexbench.serving.generator import LoopReport
-from flexbench.serving.generators import Board, Generators, PointRun, PointSpec, Topology
+from flexbench.serving.generators import (
+    Board,
+    Generators,
+    PartialRun,
+    PointRun,
+    PointSpec,
+    Topology,
+)
 from flexbench.serving.identity import public_fields
 from flexbench.serving.load import LoadedPoint, LocalLoad
 from flexbench.serving.traces import RequestTrace
@@ -69,7 +76,10 @@ class RankedLoad(LocalLoad):
         """On another rank: take part in one point after another, until rank 0 has no more."""
         while (told := self._group.broadcast("next")) != _END:
             topology = self._place(**told["topology"])
-            self._take_part(_decode_spec(told, self._config), topology, lambda _: None)
+            try:
+                self._take_part(_decode_spec(told, self._config), topology, lambda _: None)
+            except PartialRun as partial:
+                raise partial.error from partial
 
     def end(self) -> None:
         """On rank 0: let the others go."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -191,7 +192,9 @@ class _PartRunner:
             open_prompts(order.prompts, series=order.series),
             Part(load=order.load, number=part, num_parts=order.num_parts),
             self._spool,
-            seed=order.prompts.prompt_generator_seed,
+            seed=order.prompts.prompt_generator_seed + order.series,
+            # Of several threads in a process, each counts its own.
+            cpu_clock=time.thread_time if len(order.parts) > 1 else time.process_time,
             request_timeout_s=order.request_timeout_s,
             on_status=put,
             is_stopped=is_stopped,

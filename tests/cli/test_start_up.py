@@ -16,7 +16,10 @@ import flexbench
 from flexbench.cli import COMMANDS, app
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "transformers", "petals", "hivemind", "numpy")
+HEAVY = (
+    *("torch", "transformers", "petals", "hivemind", "numpy"),
+    *("tokenizers", "uvloop", "httptools", "orjson", "yaml"),
+)
 COMPLETIONS = {"bash": "bash", "zsh": "zsh", "fish": "fish", "powershell": "ps1"}
 
 
@@ -46,9 +49,12 @@ def modules_imported_by(*arguments: str, environment: dict[str, str] | None = No
         (["petals", "--help"], {}),
         (["dist", "--help"], {}),
         (["server-config", "--help"], {}),
+        (["serving", "--help"], {}),
+        (["serving", "--api", "vllm", "--help"], {}),
         (["report", "--help"], {}),
         ([], {"_FLEXBENCH_COMPLETE": "source_bash"}),
         ([], {"_FLEXBENCH_COMPLETE": "complete_bash", "COMP_WORDS": "flexbench petals --", "COMP_CWORD": "2"}),
+        ([], {"_FLEXBENCH_COMPLETE": "complete_bash", "COMP_WORDS": "flexbench serving --", "COMP_CWORD": "2"}),
     ],
 )  # fmt: skip
 def test_help_and_completion_import_nothing_heavy(arguments, environment):

@@ -121,6 +121,16 @@ def test_repeatable_options_take_several_values(written, parsed):
         (["--token", "hf_x"], ["--token", "***"]),
         (["--password", "p", "--seed", "1"], ["--password", "***", "--seed", "1"]),
         (["--url", "https://me:secret@host/v1"], ["--url", "https://***@host/v1"]),
+        (["--api-key=a b"], ["--api-key=***"]),
+        (["--args", "--x 1  --api-key 'a b' y"], ["--args", "--x 1  --api-key *** y"]),
+        (["--args=--api-k s3cret x"], ["--args=--api-k *** x"]),
+        (["--args", "--x-key=s3cret y"], ["--args", "--x-key=***"]),
+        (["--args", "y --x-key=s3cret z"], ["--args", "y --x-key=*** z"]),
+        (["env A_KEY='a b' B_TOKEN=s3cret vllm"], ["env A_KEY=*** B_TOKEN=*** vllm"]),
+        (["-e", "A_KEY=s3cret", "--env=A_KEY=s3cret"], ["-e", "A_KEY=***", "--env=A_KEY=***"]),
+        (["sh -c 'run --api-key s3cret' x"], ["sh -c 'run --api-key *** x"]),
+        (["sh -c \"--args='--token s3cret'\""], ["sh -c \"--args='--token ***"]),
+        (["it's", "don't --max-tokens 3 \\"], ["it's", "don't --max-tokens 3 \\"]),
     ],
 )
 def test_secrets_are_not_recorded(command_line, recorded):

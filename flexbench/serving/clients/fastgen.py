@@ -34,6 +34,7 @@ from flexbench.core.endpoint import (
 )
 from flexbench.core.environment import may_have_gpu
 from flexbench.core.errors import ConfigError, MissingDependencyError, WorkerError
+from flexbench.core.progress import Phase, Progress, Silence
 from flexbench.core.service_process import LOCAL_HOST, ServiceProcess, find_port
 from flexbench.http_endpoint.keys import quoting
 
@@ -142,6 +143,7 @@ class FastGenClient:
     def __init__(self, config: FastGenConfig) -> None:
         self.config = config
         self._process: ServiceProcess | None = None
+        self._progress: Progress = Silence()
         self._ready_s: float | None = None
         self._channel: Any = None
         self._stub: Any = None
@@ -160,6 +162,7 @@ class FastGenClient:
                 "--api fastgen needs deepspeed-mii, which is not installed: "
                 "pip install deepspeed-mii requests"
             )
+        self._progress = context.progress
         config = self.config
         self.config = replace(config, port=find_port(config.port, num_ports=config.num_ports))
         if context.max_in_flight > _MII_THREADS:
@@ -175,13 +178,15 @@ class FastGenClient:
         )
         with context.progress.phase("Starting DeepSpeed-MII", 1) as phase:
             self._process.start()
-            self._ready_s = self._wait(self._process, mark, context)
+            self._ready_s = self._wait(self._process, mark, context, phase)
             phase.advance()
 
     def stop_service(self) -> None:
         """End the deployment and all its processes."""
-        if self._process is not None:
-            self._process.stop()
+        if self._process is not None and self._process.is_to_be_stopped:
+            with self._progress.phase("Stopping DeepSpeed-MII", 1) as phase:
+                self._process.stop()
+                phase.advance()
 
     def check_service(self) -> None:
         """Raise WorkerError, with the end of its log, if the server has ended by itself."""
@@ -199,12 +204,15 @@ class FastGenClient:
             "ready_after_s": None if ready_s is None else round(ready_s, 1),
         }
 
-    def _wait(self, process: ServiceProcess, mark: Path, context: ServiceContext) -> float:
+    def _wait(
+        self, process: ServiceProcess, mark: Path, context: ServiceContext, phase: Phase
+    ) -> float:
         try:
             return process.wait_until_ready(
                 lambda: mark.exists() and self._is_listening(),
                 timeout_s=context.timeout_s,
                 raise_if_stopped=context.raise_if_stopped,
+                phase=phase,
             )
         except WorkerError as error:
             if not may_have_gpu():

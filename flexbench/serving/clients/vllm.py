@@ -17,9 +17,11 @@ from flexbench.core.endpoint import Exchange, GenerationRequest, Response, Servi
 from flexbench.core.environment import redact_command_line
 from flexbench.core.errors import ConfigError, MissingDependencyError, RunError, WorkerError
 from flexbench.core.folders import local_path
+from flexbench.core.progress import Phase, Progress, Silence
 from flexbench.core.service_process import LOCAL_HOST, ServiceProcess, find_port
 from flexbench.http_endpoint.keys import read_key
 from flexbench.http_endpoint.openai import OpenAIClient, OpenAIConfig
+from flexbench.http_endpoint.requirement import require_http
 
 _MAX_PORT = 65535
 # Below the half second that a wait may take without a look at Ctrl-C.
@@ -32,10 +34,11 @@ _TAKEN = {
     "--model": "--model",
     "--port": "--port",
     "--tensor-parallel-size": "--tp-size",
-    "-tp": "--tp-size",
     "--host": None,
     "--uds": None,
 }
+# Secrets, with the shortest beginning of their names that is no other option's.
+_SECRETS = {"--api-key": "--api", "--hf-token": "--hf-t"}
 _NO_METADATA = "No package metadata was found for vllm"
 _MODULE = "python -m vllm.entrypoints.openai.api_server"
 
@@ -75,11 +78,17 @@ class VLLMConfig:
     def __post_init__(self) -> None:
         if self.model in (None, "", "auto"):
             raise ConfigError("--model", "is needed with --api vllm: a folder, or a name on a hub")
+        assert self.model is not None
+        if self.model.startswith("-"):
+            raise ConfigError("--model", "must be a folder, or a name on a hub, not an option")
         check_count("--tp-size", self.tp_size, minimum=1)
         if self.port is not None:
             check_count("--port", self.port, minimum=1, maximum=_MAX_PORT)
-        if not _split("--vllm-command", self.vllm_command):
+        command = _split("--vllm-command", self.vllm_command)
+        if not command:
             raise ConfigError("--vllm-command", "must name a command, such as 'vllm serve'")
+        _check_secrets("--vllm-command", command)
+        _check_secrets("--vllm-args", self.further_arguments())
         _check_arguments(self.further_arguments())
         self.requests_config()
 
@@ -95,7 +104,8 @@ class VLLMConfig:
         model = [self.model] if command[-1] == "serve" else ["--model", self.model]
         place = ["--host", LOCAL_HOST, "--port", str(self.port)]
         size = ["--tensor-parallel-size", str(self.tp_size)]
-        return [*command, *model, *place, *size, *self.further_arguments()]
+        # Of an option that is given twice, the last one counts.
+        return [*command, *model, *self.further_arguments(), *size, *place]
 
     def requests_config(self) -> OpenAIConfig:
         """How the server is asked. Where it is, only once the port is known."""
@@ -128,6 +138,7 @@ class VLLMClient:
     def __init__(self, config: VLLMConfig) -> None:
         self.config = config
         self._process: ServiceProcess | None = None
+        self._progress: Progress = Silence()
         self._facts: dict[str, Any] = {}
 
     # --- in the command's process ---
@@ -135,10 +146,12 @@ class VLLMClient:
     def start_service(self, context: ServiceContext) -> None:
         """Start the server and wait for it.
 
-        Raises MissingDependencyError when there is no such command, ConfigError for a port that is
-        taken, WorkerError with the last lines of its log when it ends, DeadlineError when it takes
-        too long.
+        Raises MissingDependencyError when there is no such command, or nothing to send requests
+        with, ConfigError for a port that is taken, WorkerError with the last lines of its log when
+        it ends, DeadlineError when it takes too long.
         """
+        require_http()
+        self._progress = context.progress
         self.config = replace(self.config, port=find_port(self.config.port))
         command = self.config.command()
         if shutil.which(command[0]) is None:
@@ -153,7 +166,7 @@ class VLLMClient:
         )
         with context.progress.phase("Starting vLLM", 1) as phase:
             self._process.start()
-            ready_s = self._wait(self._process, context)
+            ready_s = self._wait(self._process, context, phase)
             phase.advance()
         self._facts = {
             "version": self._ask("/version").get("version"),
@@ -164,8 +177,10 @@ class VLLMClient:
 
     def stop_service(self) -> None:
         """End the server and all its processes."""
-        if self._process is not None:
-            self._process.stop()
+        if self._process is not None and self._process.is_to_be_stopped:
+            with self._progress.phase("Stopping vLLM", 1) as phase:
+                self._process.stop()
+                phase.advance()
 
     def check_service(self) -> None:
         """Raise WorkerError, with the end of its log, if the server has ended by itself."""
@@ -185,12 +200,13 @@ class VLLMClient:
         # What the person has set is what the person wants.
         return {name: text for name, text in environment.items() if name not in os.environ}
 
-    def _wait(self, process: ServiceProcess, context: ServiceContext) -> float:
+    def _wait(self, process: ServiceProcess, context: ServiceContext, phase: Phase) -> float:
         try:
             return process.wait_until_ready(
                 self._is_healthy,
                 timeout_s=context.timeout_s,
                 raise_if_stopped=context.raise_if_stopped,
+                phase=phase,
             )
         except WorkerError as error:
             if _NO_METADATA in (error.details or ""):
@@ -279,16 +295,37 @@ def _split(option: str, text: str) -> list[str]:
 
 
 def _check_arguments(arguments: list[str]) -> None:
-    """Refuse what other options of ours give, and secrets, which vLLM would write to its log."""
+    """Refuse what other options of ours give, shortened as argparse takes it, too."""
     for argument in arguments:
-        name = argument.partition("=")[0].replace("_", "-")
-        if name in _TAKEN:
-            other = _TAKEN[name]
+        if argument == "--":
+            raise ConfigError("--vllm-args", "must not have --: further options follow")
+        name = _option_name(argument)
+        taken = next((one for one in _TAKEN if name.startswith("--") and one.startswith(name)), "")
+        if name == "-t" or name.startswith("-tp"):
+            taken = "--tensor-parallel-size"
+        if taken:
+            other = _TAKEN[taken]
             reason = f"give {other} instead" if other else f"the server listens on {LOCAL_HOST}"
             raise ConfigError("--vllm-args", f"must not have {name}: {reason}")
-    if redact_command_line(arguments) != arguments:
+
+
+def _check_secrets(option: str, words: list[str]) -> None:
+    """Refuse secrets, which records, logs and lists of processes would show."""
+    names = map(_option_name, words)
+    is_named = any(
+        name.startswith(least) and secret.startswith(name)
+        for name in names
+        for secret, least in _SECRETS.items()
+    )
+    # What comes next is the value of an option at the end.
+    followed = [*words, "next"]
+    if is_named or redact_command_line(followed) != followed:
         raise ConfigError(
-            "--vllm-args",
+            option,
             "must not have keys or other secrets, which end up in logs; vLLM takes its key from "
             f"the environment variable {_KEY_VARIABLE}, and that of a hub from HF_TOKEN",
         )
+
+
+def _option_name(argument: str) -> str:
+    return argument.partition("=")[0].replace("_", "-")

@@ -125,8 +125,9 @@ def test_the_first_requests_of_all_clients_are_sent_together(run, mock_server, t
     seen_at_once(pair(point, server.truth()))
 
 
-@pytest.mark.parametrize("endpoint", ["completions", "chat"])
-@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize(
+    ("endpoint", "streaming"), [("completions", True), ("chat", True), ("chat", False)]
+)
 def test_without_usage_the_tokenizer_counts(run, mock_server, tmp_path, endpoint, streaming):
     server = times(mock_server, "--no-usage")
     kind = "--streaming" if streaming else "--no-streaming"
@@ -186,14 +187,16 @@ def test_a_server_that_is_not_trusted_by_the_system(run, mock_server, tmp_path, 
 @pytest.mark.parametrize("arrival", Arrival)
 def test_the_requests_of_an_open_loop_come_when_they_are_due(run, mock_server, tmp_path, arrival):
     server = mock_server("--ttft", "20ms")
-    run(server, *SHORT, "--rate", 100, "--arrival", arrival, "--burst-size", 10, "--duration", "1s")
+    size = 10 if arrival is Arrival.BURST else 1
+    options = ("--rate", 100, "--arrival", arrival, "--burst-size", size, "--duration", "500ms")
+    run(server, *SHORT, *options)
     point, truth = only_point_in(tmp_path), server.truth()
-    load = Load(rate_per_s=100, arrival=arrival, burst_size=10, duration_s=1.0)
+    load = Load(rate_per_s=100, arrival=arrival, burst_size=size, duration_s=0.5)
     due = [round(moment * 1e9) for moment in send_times(load, 0)]
     traces = sorted(point.traces, key=lambda trace: trace.index)
     assert [trace.scheduled_ns for trace in traces] == due
     if arrival is not Arrival.POISSON:
-        assert len(due) == 100
+        assert len(due) == 50
     # As the server saw it: all of them, none early, and half of them on time.
     arrived = sorted(one.arrived - point.released_ns for one in pair(point, truth))
     late = [one - other for one, other in zip(arrived, due, strict=True)]
@@ -259,7 +262,7 @@ def test_a_generator_that_stalls_does_not_hide_it(flexbench, mock_server, tmp_pa
 def test_the_saturation_of_a_server_with_four_places_is_found(run, mock_server, tmp_path):
     server = mock_server("--ttft", "20ms", "--itl", "2ms", "--capacity", 4)
     began = time.monotonic()
-    command = run(server, *SHORT, "--saturation", "--duration", "600ms")
+    command = run(server, *SHORT, "--saturation", "--duration", "500ms")
     assert time.monotonic() - began < 30
     said = " ".join(command.stdout.split())
     assert "It saturates at 4 clients" in said
@@ -275,7 +278,7 @@ def test_the_saturation_of_a_server_with_four_places_is_found(run, mock_server, 
 def test_the_most_clients_that_meet_a_condition_are_found(run, mock_server):
     # With n clients in line for 2 places of 40 ms each, the first token comes after n * 20 ms.
     server = mock_server("--ttft", "40ms", "--capacity", 2, "--tokens", 1)
-    command = run(server, *SHORT, "--saturation", "--duration", "600ms", "--slo", "ttft:p50<110ms")
+    command = run(server, *SHORT, "--saturation", "--duration", "400ms", "--slo", "ttft:p50<110ms")
     said = " ".join(command.stdout.split())
     assert re.search(r"5 clients", said), said
     assert "Not met at 6 clients" in said
@@ -283,12 +286,12 @@ def test_the_most_clients_that_meet_a_condition_are_found(run, mock_server):
 
 def test_a_condition_gives_goodput(run, mock_server, tmp_path):
     server = mock_server("--ttft", "40ms", "--capacity", 2, "--tokens", 1)
-    command = run(server, *SHORT, "--num-clients", 1, 8, "--duration", "500ms", "--slo", "ttft:p50<100ms")  # fmt: skip
+    command = run(server, *SHORT, "--num-clients", 1, 8, "--duration", "400ms", "--slo", "ttft:p50<100ms")  # fmt: skip
     light, heavy = points_in(tmp_path)
     assert light.record["violations"] == []
     assert light.figures["goodput"] >= 0.8 * light.figures["requests_per_s"]
     # Of 8 clients, with two places of 40 ms, only the first four requests are answered in 100 ms.
-    assert heavy.figures["goodput"] <= 4 / 0.5
+    assert heavy.figures["goodput"] <= 4 / 0.4
     assert heavy.figures["requests_per_s"] > 2 * heavy.figures["goodput"]
     assert "Not met at 8 clients: ttft p50" in " ".join(command.stdout.split())
 
@@ -296,7 +299,8 @@ def test_a_condition_gives_goodput(run, mock_server, tmp_path):
 # --- a second start ------------------------------------------------------------------------------
 
 
-QUICK = (*SHORT, "--min-requests", 6, "--num-requests-per-client", 2)
+# With a name, the server need not be asked for its model.
+QUICK = (*SHORT, "--model", "m", "--min-requests", 6, "--num-requests-per-client", 2)
 
 
 def test_a_second_start_sends_nothing(run, mock_server, tmp_path):
@@ -315,16 +319,19 @@ def test_a_second_start_sends_nothing(run, mock_server, tmp_path):
     assert "2 of 2 points had been measured before" in second.stdout
     assert table_of(first.stdout) == table_of(second.stdout)
 
-    # Another seed and another spread are other points.
-    run(server, *QUICK, "--num-clients", 3, "--prompt-generator-seed", 1)
-    run(server, *QUICK, "--num-clients", 3, "--prompt-length-var", 0.1)
-    assert server.truth()["num_requests"] == (3 + 6) + (3 + 6)
-    assert len(points_in(tmp_path)) == 4
+    # Another seed and another spread are other points; one of the four is there already.
+    (tmp_path / "more.yaml").write_text(
+        "prompt_generator_seed: [0, 1]\nprompt_length_var: [0.3, 0.1]\n"
+    )
+    third = run(server, *QUICK, "--num-clients", 3, "--config-file", "more.yaml")
+    assert server.truth()["num_requests"] == 3 * (3 + 6)
+    assert len(points_in(tmp_path)) == 5
+    assert third.stdout.count("1 of 1 points had been measured before") == 1
 
     server.reset()
     run(server, *QUICK, "--num-clients", 1, 3, "--force")
     assert server.truth()["num_requests"] == (1 + 6) + (3 + 6)
-    assert len(points_in(tmp_path)) == 4
+    assert len(points_in(tmp_path)) == 5
     again = [point for point in points_in(tmp_path) if point.path in kept]
     assert all(point.path.read_bytes() != kept[point.path] for point in again)
 

@@ -302,7 +302,7 @@ def test_after_its_duration_nothing_is_sent_and_what_is_in_flight_ends(ground):
     assert sorted(client.numbers("send")) == [0, 1]
     assert all(trace.is_ok for trace in sent.traces)
     assert all(trace.ended_ns - sent.started_ns >= 200_000_000 for trace in sent.traces)
-    assert sent.report.wall_s >= 0.19
+    assert 0.09 <= sent.report.wall_s < 0.19  # the duration, not the drain
 
 
 def test_requests_end_a_load_before_its_duration(ground):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import socket
 import ssl
 
@@ -75,6 +76,37 @@ def test_what_a_server_says_is_one_short_line_without_the_key() -> None:
     assert "sk-" not in quote("a" * 196 + "sk-123")
     assert quote(b"\xff\xfe") == "\ufffd\ufffd"
     assert quote({"a": "sk-123"}) == "{'a': '***'}"
+
+
+KEY = "ab/cd+ef'gh\"ij"
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        KEY,
+        {"key": KEY}["key"].encode(),
+        json.dumps(KEY)[1:-1],
+        json.dumps(KEY)[1:-1].replace("/", r"\/"),
+        "ab%2Fcd%2Bef%27gh%22ij",
+        "ab%2fcd%2bef%27gh%22ij",
+        "ab/cd%2Bef%27gh%22ij",
+        repr(KEY)[1:-1],
+    ],
+)
+def test_keys_are_hidden_however_they_are_written(said: object) -> None:
+    text = said.decode() if isinstance(said, bytes) else said
+    assert quoting(KEY)(f"wrong: {text}.") == "wrong: ***."
+
+
+def test_parts_of_a_key_are_hidden() -> None:
+    quote = quoting("sk-0123456789abcdef")
+    assert quote("wrong: sk-01234..., of 89abcdef") == "wrong: ***..., of ***"
+    assert quote("wrong: sk-...cdef") == "wrong: sk-...cdef"
+
+
+def test_of_what_a_server_says_only_the_beginning_is_read() -> None:
+    assert quoting("sk-123")(" " * 20_000 + "sk-123") == ""
 
 
 def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

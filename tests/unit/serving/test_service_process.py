@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import os
 import signal
 import socket
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from flexbench.core.errors import ConfigError, DeadlineError, Interrupted, WorkerError
+from flexbench.core.progress import Silence
 from flexbench.core.service_process import ServiceProcess, find_port
 
 PYTHON = [sys.executable, "-S", "-c"]
@@ -95,6 +97,53 @@ def test_a_server_runs_until_it_is_stopped(make, tmp_path, monkeypatch):
     assert not process.is_running
     assert (tmp_path / "server.log").read_text() == "added False\n"
     process.stop()
+
+
+def test_a_server_is_not_told_the_keys_of_other_endpoints(make, tmp_path, monkeypatch):
+    for name in ("OPENAI_API_KEY", "AZUREML_API_KEY", "VLLM_API_KEY"):
+        monkeypatch.setenv(name, "s3cret")
+    code = "import os; print([n for n in os.environ if n.endswith('_API_KEY')]); raise SystemExit"
+    for environment in (None, {"OPENAI_API_KEY": "given"}):
+        process = make(code, environment=environment)
+        process.start()
+        with pytest.raises(WorkerError):
+            wait(process, lambda: False)
+        process.stop()
+    log = (tmp_path / "server.log").read_text().splitlines()
+    assert [sorted(ast.literal_eval(line)) for line in log] == [
+        ["VLLM_API_KEY"],
+        ["OPENAI_API_KEY", "VLLM_API_KEY"],
+    ]
+
+
+def test_a_wait_shows_the_last_line_of_the_log(make, monkeypatch):
+    class Shown(Silence):
+        def __init__(self):
+            self.shown = []
+
+        def show(self, text, completed):
+            self.shown.append((text, completed))
+
+    monkeypatch.setattr("flexbench.core.service_process._SHOW_EVERY_S", 0.2)
+    process = make(
+        r"""
+        import time
+        print("first\n  \x1b[31m" + "loading " * 10, end="\n\n", flush=True)
+        time.sleep(60)
+        """
+    )
+    process.start()
+    phase = Shown()
+    with pytest.raises(DeadlineError):
+        process.wait_until_ready(
+            lambda: False, timeout_s=0.7, raise_if_stopped=never_stopped, phase=phase
+        )
+    assert 1 <= len(phase.shown) <= 3
+    # 60 characters of it.
+    assert phase.shown[-1] in [(f"{s} s; " + "loading " * 7 + "load", 0) for s in (0, 1)]
+    assert process.is_to_be_stopped
+    process.stop()
+    assert not process.is_to_be_stopped
 
 
 def test_one_that_ends_shows_the_end_of_its_log(make, tmp_path):

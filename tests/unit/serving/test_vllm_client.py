@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import sys
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -67,6 +68,12 @@ http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 class Notes(Silence):
     def __init__(self):
         self.notes = []
+        self.phases = []
+
+    @contextmanager
+    def phase(self, description, total):
+        self.phases.append(description)
+        yield self
 
     def note(self, text):
         self.notes.append(text)
@@ -128,8 +135,8 @@ def test_the_command_of_vllm_serve():
         model="some/model", tp_size=2, port=80, vllm_args="--max-model-len 4096 --dtype 'float16'"
     )
     assert config.command() == [
-        *("vllm", "serve", "some/model", "--host", "127.0.0.1", "--port", "80"),
-        *("--tensor-parallel-size", "2", "--max-model-len", "4096", "--dtype", "float16"),
+        *("vllm", "serve", "some/model", "--max-model-len", "4096", "--dtype", "float16"),
+        *("--tensor-parallel-size", "2", "--host", "127.0.0.1", "--port", "80"),
     ]
 
 
@@ -152,6 +159,14 @@ def test_the_command_of_a_module_gets_the_model_as_an_option():
         ({"vllm_args": "--port=1"}, "--vllm-args: must not have --port: give --port instead"),
         ({"vllm_args": "--tensor_parallel_size 2"}, "--vllm-args: .*: give --tp-size instead"),
         ({"vllm_args": "--host 0.0.0.0"}, r"--vllm-args: .*: the server listens on 127\.0\.0\.1"),
+        ({"vllm_args": "--por 3"}, "--vllm-args: must not have --por: give --port instead"),
+        ({"vllm_args": "--hos=0.0.0.0"}, "--vllm-args: must not have --hos: the server listens"),
+        ({"vllm_args": "-tp2"}, "--vllm-args: must not have -tp2: give --tp-size instead"),
+        ({"vllm_args": "-t 2"}, "--vllm-args: must not have -t: give --tp-size instead"),
+        ({"vllm_args": "--tensor_par 2"}, "--vllm-args: .*: give --tp-size instead"),
+        ({"vllm_args": "--mod x"}, "--vllm-args: must not have --mod: give --model instead"),
+        ({"vllm_args": "--max-num-seqs 2 --"}, "--vllm-args: must not have --: "),
+        ({"model": "--port=3"}, "--model: must be a folder, or a name on a hub, not an option"),
         ({"endpoint": "embeddings"}, "--endpoint: must be completions or chat"),
         ({"temperature": -1.0}, "--temperature: must be a number of at least 0"),
         ({"extra_body": "["}, "--extra-body: is not JSON"),
@@ -162,11 +177,46 @@ def test_values_that_cannot_be(options, message):
         VLLMConfig(**{"model": "m", **options})
 
 
-@pytest.mark.parametrize("argument", ["--api-key s3cret", "--api-key=s3cret", "--hf_token s3cret"])
-def test_secrets_are_no_arguments(argument):
-    with pytest.raises(ConfigError, match="--vllm-args: must not have keys") as caught:
-        VLLMConfig(model="m", vllm_args=argument)
-    assert "s3cret" not in str(caught.value)
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--api-key s3cret",
+        "--api-key=s3cret",
+        "--api_key s3cret",
+        "--api-k s3cret",
+        "--api s3cret",
+        "--hf_token s3cret",
+        "--hf-t s3cret",
+        "--some-password=s3cret",
+        "VLLM_API_KEY=s3cret x",
+        "--env HF_TOKEN=s3cret",
+        "-eHF_TOKEN=s3cret",
+        "sh -c 'x --api-key s3cret'",
+        "s3cret --api-key",
+    ],
+)
+def test_secrets_are_no_arguments(words):
+    for options in ({"vllm_args": words}, {"vllm_command": f"env {words} vllm serve"}):
+        option = f"--{next(iter(options)).replace('_', '-')}"
+        with pytest.raises(
+            ConfigError, match=f"{option}: must not have keys.* VLLM_API_KEY"
+        ) as caught:
+            VLLMConfig(model="m", **options)
+        assert "s3cret" not in str(caught.value)
+
+
+def test_arguments_that_look_like_others():
+    words = "--api-server-count 2 --hf-overrides {} --max-num-batched-tokens 9 --trust-remote-code"
+    assert VLLMConfig(model="m", vllm_args=words).further_arguments() == words.split()
+
+
+def test_without_what_sends_requests_nothing_is_started(command, model, context, monkeypatch):
+    monkeypatch.setitem(sys.modules, "httptools", None)
+    client = VLLMClient(VLLMConfig(model=model, vllm_command=command))
+    with pytest.raises(MissingDependencyError, match="needs httptools"):
+        client.start_service(context)
+    client.stop_service()
+    assert not (context.log_folder / "vllm.log").exists()
 
 
 def test_a_server_is_started_described_asked_and_ended(started, command, model, context):
@@ -176,7 +226,7 @@ def test_a_server_is_started_described_asked_and_ended(started, command, model, 
     assert described == {
         "url": f"http://127.0.0.1:{port}/v1/completions",
         "version": "1.2.3",
-        "command": f"{command} {model} --host 127.0.0.1 --port {port} --tensor-parallel-size 1".replace("'", ""),
+        "command": f"{command} {model} --tensor-parallel-size 1 --host 127.0.0.1 --port {port}".replace("'", ""),
         "model": "its-name",
         "max_model_len": 100,
     }  # fmt: skip
@@ -199,6 +249,7 @@ def test_a_server_is_started_described_asked_and_ended(started, command, model, 
     started.stop_service()
     assert asyncio.run(ask(started.config)).failure.kind is FailureKind.REFUSED
     started.stop_service()
+    assert context.progress.phases == ["Starting vLLM", "Stopping vLLM"]
 
 
 def test_further_fields_of_requests():
