@@ -21,12 +21,12 @@ from typing import Any
 from flexbench import __version__
 
 # How names of secrets end. Not "tokens": those are counted. argparse takes --api-k for --api-key.
-_SECRET_NAME = r"(?:api[-_]ke?|key|token|secret|password|passwd|credentials?)"
+_NAME_END = r"(?:api[-_]ke?|key|token|secret|password|passwd|credentials?)"
 # An option whose value is the next word.
-_SECRET_OPTION = re.compile(rf"(?:^|[='\"])-[^=\s]*{_SECRET_NAME}['\"]?$", re.IGNORECASE)
+_ENDS_IN_OPTION = re.compile(rf"(?<![^='\"])-[^\s='\"]*{_NAME_END}['\"]?$", re.IGNORECASE)
 # The beginning of --x-key=value, or X_KEY=value.
-_SECRET_VALUE = re.compile(rf"[\w.-]*{_SECRET_NAME}=", re.IGNORECASE)
-_ENDS_NAME = re.compile(rf"{_SECRET_NAME}=", re.IGNORECASE)
+_ASSIGNED_FIRST = re.compile(rf"[\w.-]*{_NAME_END}=", re.IGNORECASE)
+_ASSIGNED = re.compile(rf"{_NAME_END}=", re.IGNORECASE)
 # A word as a shell reads it. A quotation that has no end goes on to the end of the text.
 _WORD = re.compile(
     r"""(?:[^\s"'\\]|\\(?:.|$)|"(?:\\.|[^"\\])*(?:"|\\?$)|'[^']*(?:'|$))+""", re.DOTALL
@@ -135,12 +135,12 @@ def _redact_words(words: Sequence[str], depth: int) -> list[str]:
     hide_next = False
     for word in words:
         redacted.append(REDACTED if hide_next else _redact_word(word, depth))
-        hide_next = bool(_SECRET_OPTION.search(word))
+        hide_next = bool(_ENDS_IN_OPTION.search(word))
     return redacted
 
 
 def _redact_word(text: str, depth: int) -> str:
-    assigned = _SECRET_VALUE.match(text)
+    assigned = _ASSIGNED_FIRST.match(text)
     if assigned:
         return f"{assigned[0]}{REDACTED}"
     if depth > _MAX_QUOTED_DEPTH:
@@ -155,7 +155,7 @@ def _redact_word(text: str, depth: int) -> str:
         # A command line in a command line.
         before = _redact_word(text[: quote.start()], depth + 1)
         return f"{before}{quote[0]}{_redact_word(text[quote.end() :], depth + 1)}"
-    assigned = _ENDS_NAME.search(text)
+    assigned = _ASSIGNED.search(text)
     if assigned:
         return f"{text[: assigned.end()]}{REDACTED}"
     return _URL_CREDENTIALS.sub(f"{REDACTED}@", text)

@@ -71,7 +71,7 @@ class Notes(Silence):
         self.phases = []
 
     @contextmanager
-    def phase(self, description, total):
+    def phase(self, description, total):  # noqa: ARG002
         self.phases.append(description)
         yield self
 
