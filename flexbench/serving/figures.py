@@ -494,6 +494,8 @@ def _steady_schedule(traces: Sequence[RequestTrace], start: int, end: int) -> di
     size = bursts.total() / len(bursts)
     mean = sum(gaps) / len(gaps)
     variance = sum((gap - mean) ** 2 for gap in gaps) / len(gaps) / mean**2
+    if len(gaps) < _MIN_ANSWERS:
+        variance = max(1.0, variance)  # too few to say: as much as of a Poisson process
     share = math.sqrt(variance / len(moments) + (size / 2 / bursts.total()) ** 2)
     return {"steady_scheduled_per_s": rate, "steady_scheduled_error": rate * share}
 

@@ -17,6 +17,10 @@ DEFAULT_MAX_ERROR_RATE = 0.01
 DEFAULT_MAX_POINTS = 60
 TOLERANCE = 0.03  # a throughput that misses the highest by less is on the plateau
 MAX_TRIES = 3  # of one level
+_MAX_SHORT_TRIES = 4  # of one level, with ever longer points
+_LENGTHENING = 3  # how many times longer a point is than the one before it that was too short
+_MIN_LATENCIES = 3  # a steady window of an open loop with fewer is too short
+_GROSS_ERROR_RATE = 0.5
 _NOISE_FLOOR = 0.001  # no throughput is known better than that, whatever its slices say
 
 
@@ -28,30 +32,60 @@ class Observation:
     standard_error: float = 0.0
     tokens_per_s: float = 0.0
     meets_slo: bool = True
+    is_gross_violation: bool = False
+    """Far beyond the limits of the conditions: a second try would show the same."""
     is_client_limited: bool = False
     error_rate: float = 0.0
+    is_stopped: bool = False
+    """The point was ended early, since too much failed: not allowed, whatever its error_rate."""
+    is_too_short: bool = False
+    """It lasted too few latencies, or had too few answers, to say anything of the level."""
     offered_per_s: float | None = None
-    """What an open loop really asked for; None: its level."""
+    """What an open loop really asked for in the same time; None: its level."""
+    offered_error: float = 0.0
+    """By how much that differs by chance from what is answered, as a standard error."""
 
     @staticmethod
     def from_figures(
-        figures: PointFigures, *, meets_slo: bool, is_client_limited: bool
+        figures: PointFigures,
+        *,
+        meets_slo: bool,
+        is_client_limited: bool,
+        is_gross_violation: bool = False,
+        is_stopped: bool = False,
     ) -> Observation:
         """The steady window's throughput, or the whole window's of a point too short for one."""
         rate, error = figures.steady_requests_per_s, figures.steady_standard_error
         tokens = figures.steady_output_tokens_per_s
-        if rate is None or error is None:
+        if not rate:
             rate, tokens = figures.requests_per_s or 0.0, figures.output_tokens_per_s
+        if error is None:
             error = rate / math.sqrt(max(1, figures.num_ok))
         return Observation(
             requests_per_s=rate,
             standard_error=error,
             tokens_per_s=tokens or 0.0,
             meets_slo=meets_slo,
+            is_gross_violation=is_gross_violation,
             is_client_limited=is_client_limited,
-            error_rate=1.0 if figures.error_rate is None else figures.error_rate,
-            offered_per_s=figures.scheduled_per_s,
+            error_rate=figures.error_rate or 0.0,
+            is_stopped=is_stopped,
+            is_too_short=not is_stopped and _is_too_short(figures),
+            offered_per_s=figures.steady_scheduled_per_s,
+            offered_error=figures.steady_scheduled_error or 0.0,
         )
+
+
+def _is_too_short(figures: PointFigures) -> bool:
+    """Whether a longer point would say more; not if most requests failed: they would again."""
+    if figures.num_failed > figures.num_ok:
+        return False
+    start_s, end_s = figures.steady_start_s, figures.steady_end_s
+    if figures.steady_scheduled_per_s is None or start_s is None or end_s is None:
+        return figures.steady_standard_error is None
+    # Few answers say enough of a low rate of an open loop: that all of them came.
+    shortest_s = figures.e2e.min if figures.e2e is not None else math.inf
+    return end_s - start_s < _MIN_LATENCIES * shortest_s
 
 
 class StopReason(StrEnum):
@@ -94,6 +128,8 @@ class Saturation:
     confidence: str
     """How sure, in words."""
     num_points: int
+    is_slo_lower_bound: bool = False
+    """Levels above slo_level, which were not tried, may meet the conditions as well."""
 
     def as_record(self) -> dict[str, Any]:
         """As plain data, for JSON."""
@@ -142,25 +178,49 @@ class Level:
         self._estimate = None
 
     @property
+    def long_enough(self) -> list[Observation]:
+        """Those that were not too short."""
+        return [one for one in self.observations if not one.is_too_short]
+
+    @property
     def tries(self) -> int:
-        """How often it was tried."""
-        return len(self.observations)
+        """How often it was tried, but for points that were too short; all that there may be, where
+        it was given up."""
+        is_given_up = self.num_short >= _MAX_SHORT_TRIES
+        return len(self.long_enough) or (MAX_TRIES if is_given_up else 0)
+
+    @property
+    def num_short(self) -> int:
+        """How many points were too short."""
+        return sum(one.is_too_short for one in self.observations)
+
+    @property
+    def wants_longer(self) -> bool:
+        """Whether it is to be tried again, for longer."""
+        return self.tries == 0
+
+    @property
+    def is_mute(self) -> bool:
+        """Whether not even the longest point had an answer."""
+        return all(one.is_too_short and one.requests_per_s <= 0 for one in self.observations)
 
     @property
     def usable(self) -> list[Observation]:
-        """Those that were not limited by the client; all, if that is none."""
-        free = [one for one in self.observations if not one.is_client_limited]
-        return free or self.observations
+        """Those that were long enough, and not limited by the client; all, if that is none."""
+        # The last is the longest: where all are too short, the others would add nothing.
+        enough = self.long_enough or self.observations[-1:]
+        free = [one for one in enough if not one.is_client_limited]
+        return free or enough
 
     @property
     def is_client_limited(self) -> bool:
         """Whether no try showed the service itself."""
-        return all(one.is_client_limited for one in self.observations)
+        return all(one.is_client_limited for one in self.usable)
 
     @property
     def has_errors(self) -> bool:
         """Whether too many requests failed in most tries."""
-        return self._is_most(one.error_rate > self._max_error_rate for one in self.usable)
+        return self._is_most(self._fails(one) for one in self.usable)
 
     @property
     def is_allowed(self) -> bool:
@@ -170,14 +230,16 @@ class Level:
     @property
     def is_doubtful(self) -> bool:
         """Whether one more observation is needed to believe what there is."""
-        if self.tries >= MAX_TRIES:
+        if self.wants_longer:
+            return True
+        if not 0 < self.tries < MAX_TRIES:
             return False
-        bad = sum(not self._is_good(one) for one in self.usable)
+        bad = [one for one in self.usable if not self._is_good(one)]
         is_first = self.tries == 1
         return (
             (is_first and self.is_client_limited)
-            or (is_first and self._max_error_rate < self.observations[0].error_rate < 0.5)
-            or 2 * bad == len(self.usable)
+            or (is_first and bool(bad) and not self._is_beyond_doubt(bad[0]))
+            or 2 * len(bad) == len(self.usable)
         )
 
     @property
@@ -194,14 +256,26 @@ class Level:
         """The mean of its tries."""
         return sum(one.tokens_per_s for one in self.usable) / len(self.usable)
 
-    @property
-    def offered_per_s(self) -> float | None:
-        """What was really asked for, on average; None: not known."""
-        offered = [one.offered_per_s for one in self.usable if one.offered_per_s is not None]
-        return sum(offered) / len(offered) if offered else None
+    def delivered(self, level: float) -> Estimate:
+        """The share of what was offered that was answered; `level` is in requests/s."""
+        shares = []
+        for one in self.usable:
+            offered = one.offered_per_s or level
+            error = math.hypot(one.standard_error, one.offered_error)
+            shares.append(Estimate(mean=one.requests_per_s / offered, error=error / offered))
+        return pool(shares)
+
+    def _fails(self, observation: Observation) -> bool:
+        return observation.is_stopped or observation.error_rate > self._max_error_rate
 
     def _is_good(self, observation: Observation) -> bool:
-        return observation.meets_slo and observation.error_rate <= self._max_error_rate
+        return observation.meets_slo and not self._fails(observation)
+
+    def _is_beyond_doubt(self, bad: Observation) -> bool:
+        """Whether what is bad in it would be so again: half fails, or a condition is far off."""
+        if bad.is_stopped or (self._fails(bad) and bad.error_rate >= _GROSS_ERROR_RATE):
+            return True
+        return bad.is_gross_violation
 
     @staticmethod
     def _is_most(votes: Iterable[bool]) -> bool:
@@ -222,7 +296,7 @@ class Search:
 
     def __init__(self, *, has_slo: bool, max_error_rate: float, max_points: int) -> None:
         check_count("--max-points", max_points, minimum=1)
-        if not 0 <= max_error_rate < 1:
+        if not 0 <= max_error_rate <= 1:
             raise ConfigError("--max-error-rate", f"must be from 0 to 1, not {max_error_rate:g}")
         self._has_slo = has_slo
         self._max_error_rate = max_error_rate
@@ -232,7 +306,16 @@ class Search:
     @property
     def num_points(self) -> int:
         """How many observations there are."""
-        return sum(level.tries for level in self._levels.values())
+        return sum(len(level.observations) for level in self._levels.values())
+
+    def length_factor(self, level: float) -> int:
+        """How many times longer than usual the next point at `level` should last.
+
+        3 for each point there that was too short. A caller who cannot make it longer may go on all
+        the same: a level is given up after four of these, and judged by the last.
+        """
+        seen = self._levels.get(level)
+        return _LENGTHENING**seen.num_short if seen is not None else 1
 
     def _add(self, level: float, observation: Observation) -> None:
         if level not in self._levels:
@@ -244,20 +327,35 @@ class Search:
         return sorted(
             level
             for level, seen in self._levels.items()
-            if seen.is_allowed and not seen.is_client_limited
+            if seen.is_allowed and not seen.is_client_limited and not seen.is_mute
         )
 
     def _estimate(self, level: float) -> Estimate:
         return self._levels[level].estimate
 
-    def _highest(self, levels: Sequence[float]) -> Estimate:
-        """The throughput of the best of `levels`, with those that cannot be told from it."""
+    def _doubtful(self) -> float | None:
+        """The lowest level that has to be tried again before anything is made of it."""
+        return min(
+            (level for level, seen in self._levels.items() if seen.is_doubtful), default=None
+        )
+
+    @property
+    def _is_mute(self) -> bool:
+        """Whether a level never had an answer: nothing that follows would say more."""
+        return any(seen.is_mute for seen in self._levels.values())
+
+    def _highest(self, levels: Sequence[float], tolerance: float = TOLERANCE) -> Estimate:
+        """The throughput of the best of `levels`, with those that cannot be told from it.
+
+        These are within `tolerance` of it as well: by default it is not known whether they are on
+        the plateau. Where it is, 1 keeps the low ones too, as the best is high in part by chance.
+        """
         best = max((self._estimate(level) for level in levels), key=lambda one: one.mean)
         alike = [
             one
             for one in map(self._estimate, levels)
             if best.mean - one.mean <= Z_95 * math.hypot(best.error, one.error)
-            and one.mean >= (1 - TOLERANCE) * best.mean
+            and one.mean >= (1 - tolerance) * best.mean
         ]
         return pool(alike)
 
@@ -265,13 +363,22 @@ class Search:
         """Why `level` is not allowed."""
         return StopReason.ERRORS if self._levels[level].has_errors else StopReason.SLO
 
-    def _found(self, reason: StopReason, *, is_lower_bound: bool) -> dict[str, Any]:
-        """The part of a Saturation that is about throughput and conditions."""
+    def _found(
+        self, reason: StopReason, *, is_lower_bound: bool, highest: Estimate | None = None
+    ) -> dict[str, Any]:
+        """The part of a Saturation that is about throughput and conditions.
+
+        `highest` is what a search knows of the plateau; None: the best levels say it.
+        """
         # What a service did while the client was the limit, it can do.
-        done = sorted(level for level, seen in self._levels.items() if not seen.has_errors)
+        done = sorted(
+            level
+            for level, seen in self._levels.items()
+            if not seen.has_errors and not seen.is_mute
+        )
         allowed = [level for level in done if self._levels[level].is_allowed]
-        is_refused = len(allowed) < len(self._levels)
-        best = self._highest(done) if done else None
+        is_refused = len(allowed) < sum(not seen.is_mute for seen in self._levels.values())
+        best = highest or (self._highest(done) if done else None)
         within = self._highest(allowed) if allowed else None
         top = max(done, key=lambda level: self._estimate(level).mean) if done else None
         return {
@@ -284,6 +391,8 @@ class Search:
             "slo_level": allowed[-1] if allowed and (self._has_slo or is_refused) else None,
             "slo_requests_per_s": within.mean if within and (self._has_slo or is_refused) else None,
             "is_lower_bound": is_lower_bound,
+            "is_slo_lower_bound": self._has_slo
+            and reason in (StopReason.PLATEAU, StopReason.LIMIT, StopReason.CLIENT_LIMITED),
             "num_points": self.num_points,
         }
 

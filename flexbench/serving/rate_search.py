@@ -8,7 +8,9 @@ from flexbench.core.errors import ConfigError
 from flexbench.serving.observations import (
     DEFAULT_MAX_ERROR_RATE,
     DEFAULT_MAX_POINTS,
+    MAX_TRIES,
     WITHOUT_KNEE,
+    Z_95,
     Estimate,
     Observation,
     Saturation,
@@ -18,15 +20,20 @@ from flexbench.serving.observations import (
 )
 
 _RESOLUTION = 0.05
+_Z_CLEAR = 2.6  # many rates are judged, and one of them is often 2 errors off
+_Z_NARROW = 4.0
 _SUSTAINED = 0.97  # share of the offered rate that a service that keeps up delivers
 
 
 class RateSearch(Search):
     """The search over the rate of an open loop.
 
-    A rate is sustained when at least 97 % of what was offered is answered in the same time, the
-    conditions are met and few requests fail. It doubles until a rate is not; the throughput under
-    too much load is then the guess around which it looks, to within 5 %.
+    A rate is sustained when at least 97 % of what was offered is answered in the same time, that
+    is, when the queue does not grow; the conditions are met; and few requests fail. It doubles
+    until a rate is not; the throughput under too much load is then the guess around which it looks,
+    to within 5 %. Where chance may decide between 97 % and less (arrivals vary, and so do answers),
+    a rate is tried up to three times; if it still may, a rate that is no higher than the highest
+    throughput counts as sustained.
     """
 
     def __init__(
@@ -58,14 +65,14 @@ class RateSearch(Search):
         sustained, refused = self._bracket()
         is_known = sustained is not None and reason in (StopReason.PLATEAU, StopReason.ERRORS)
         confidence = WITHOUT_KNEE[reason]
+        low, high = self._clear_bracket(sustained, refused)
         if sustained and refused and reason is not StopReason.CLIENT_LIMITED:
-            how = "sustained" if reason is StopReason.PLATEAU else "within the limits"
-            confidence = f"sure: {sustained:.4g} requests/s are {how}, {refused:.4g} are not"
+            confidence = self._confidence(reason, (sustained, refused), (low, high))
         return Saturation(
             is_open_loop=True,
             knee_level=sustained if is_known else None,
-            knee_low=sustained if is_known else None,
-            knee_high=refused if is_known else None,
+            knee_low=low if is_known else None,
+            knee_high=high if is_known else None,
             confidence=confidence,
             **self._found(reason, is_lower_bound=not is_known),
         )
@@ -73,8 +80,13 @@ class RateSearch(Search):
     def _step(self) -> Step:
         if self.num_points >= self._max_points:
             return Step(reason=StopReason.UNFINISHED)
-        for level, seen in sorted(self._levels.items()):
-            if seen.is_doubtful or self._is_doubtful_rate(level):
+        doubtful = self._doubtful()
+        if doubtful is not None:
+            return Step(level=doubtful)
+        if self._is_mute:
+            return Step(reason=StopReason.UNFINISHED)
+        for level in sorted(self._levels):
+            if self._is_doubtful_rate(level):
                 return Step(level=level)
         sustained, refused = self._bracket()
         if refused is None:
@@ -98,28 +110,105 @@ class RateSearch(Search):
             return Step(reason=StopReason.LIMIT)
         return Step(level=min(2 * sustained, self._max_rate))
 
-    def _delivered(self, level: float) -> Estimate:
-        """The share of what was offered that was answered."""
-        offered = self._levels[level].offered_per_s or level
-        one = self._estimate(level)
-        return Estimate(mean=one.mean / offered, error=one.error / offered)
+    def _clear_side(self, level: float) -> int:
+        """1: certainly sustained; -1: certainly not; 0: it may be chance."""
+        delivered = self._levels[level].delivered(level)
+        surplus = delivered.mean - _SUSTAINED
+        if abs(surplus) <= _Z_CLEAR * delivered.error:
+            return 0
+        return 1 if surplus > 0 else -1
 
     def _is_doubtful_rate(self, level: float) -> bool:
-        """Whether nobody can say if it is sustained, after a single try."""
-        delivered = self._delivered(level)
-        is_unclear = abs(delivered.mean - _SUSTAINED) < delivered.error
-        return self._levels[level].tries == 1 and is_unclear and self._levels[level].is_allowed
+        """Whether one more try may tell if it is sustained.
+
+        Not while the load grows: a rate that may be sustained is followed by a higher one.
+        """
+        seen = self._levels[level]
+        if seen.is_allowed and seen.tries == 1 and self._is_narrowly_refused(level):
+            return True
+        if self._clear_side(level) or seen.tries >= MAX_TRIES or not seen.is_allowed:
+            return False
+        is_near = any(level < other <= 1.5 * level for other in self._levels)
+        return not self._is_sustained(level) or is_near
+
+    def _is_narrowly_refused(self, level: float) -> bool:
+        """Of many rates, chance refuses one: what is refused by little is tried again."""
+        delivered = self._levels[level].delivered(level)
+        missing = _SUSTAINED - delivered.mean
+        return self._clear_side(level) < 0 and missing < _Z_NARROW * delivered.error
 
     def _is_sustained(self, level: float) -> bool:
+        """By measurement where that is clear, else by the highest throughput that was seen."""
         seen = self._levels[level]
-        keeps_up = self._delivered(level).mean >= _SUSTAINED
-        return seen.is_allowed and not seen.is_client_limited and keeps_up
+        if not seen.is_allowed or seen.is_client_limited:
+            return False
+        side = self._clear_side(level)
+        highest = self._saturated()
+        if side < 0:
+            return False
+        if highest is None:
+            return True  # a higher rate will tell
+        top = highest.mean + Z_95 * highest.error
+        if self._estimate(level).mean > top:
+            # Too much load makes the service slower: this rate speaks for itself.
+            return seen.delivered(level).mean >= _SUSTAINED
+        return level <= (top if side else highest.mean)
+
+    def _saturated(self) -> Estimate | None:
+        """Throughput under clearly too much load, which is all that the service can do."""
+        over = [
+            level
+            for level, seen in self._levels.items()
+            if seen.is_allowed and not seen.is_client_limited and self._clear_side(level) < 0
+        ]
+        return self._highest(over) if over else None
 
     def _bracket(self) -> tuple[float | None, float | None]:
         """The highest rate that was sustained below the lowest that was not; and that one."""
         refused = min((x for x in self._levels if not self._is_sustained(x)), default=None)
         below = [x for x in self._levels if refused is None or x < refused]
         return max(below, default=None), refused
+
+    def _clear_bracket(
+        self, sustained: float | None, refused: float | None
+    ) -> tuple[float | None, float | None]:
+        """Around both of `_bracket`: the nearest rates that chance cannot have decided.
+
+        Where the highest throughput decided, its interval counts as well.
+        """
+        if sustained is None or refused is None:
+            return sustained, refused
+        highest = self._saturated()
+        low, high = sustained, refused
+        if not self._clear_side(sustained):
+            low = max((x for x in self._levels if x < low and self._clear_side(x) > 0), default=0.0)
+            if highest is not None:
+                low = max(low, min(sustained, highest.mean - Z_95 * highest.error))
+        if highest is None or not self._levels[refused].is_allowed:
+            return low, high
+        if not self._clear_side(refused):
+            above = (x for x in self._levels if x > refused and self._clear_side(x) < 0)
+            high = min(above, default=max(self._levels))
+            high = min(high, max(refused, highest.mean + Z_95 * highest.error))
+        # Of arrivals that cluster, a rate below the highest throughput is often refused.
+        high = max(high, highest.mean + Z_95 * highest.error)
+        return low, high
+
+    @staticmethod
+    def _confidence(
+        reason: StopReason,
+        bracket: tuple[float, float],
+        clear: tuple[float | None, float | None],
+    ) -> str:
+        sustained, refused = bracket
+        how = "sustained" if reason is StopReason.PLATEAU else "within the limits"
+        if clear == bracket:
+            return f"sure: {sustained:.4g} requests/s are {how}, {refused:.4g} are not"
+        low, high = clear
+        return (
+            f"fairly sure: {sustained:.4g} requests/s, by the highest throughput; from {low:.4g} "
+            f"to {high:.4g} chance may decide what is {how}"
+        )
 
     def _why_refused(self, level: float) -> StopReason:
         if not self._levels[level].is_allowed:

@@ -41,7 +41,7 @@ DEFAULT_MAX_CONCURRENCY = 1024
 _LEAST_GROWTH = 0.05  # a doubling that brings less is the plateau
 _LINEARITY = 0.02
 _Z_LINEARITY = 3.0  # many levels are compared: one of them is often 2 errors off
-_Z_GUESS = 2.6  # errors from a few slices are uncertain themselves, and the best level was chosen
+_Z_GUESS = 3.0  # errors from a few slices are uncertain themselves, and the best level was chosen
 _MAX_GUESSES = 4  # of the linear model, before intervals are halved
 _PEAK_RATIO = 1.15  # how close levels around a peak come
 _KNEE_RESOLUTION = 0.05  # of a knee in a curve that bends slowly
@@ -92,16 +92,27 @@ class SaturationSearch(Search):
         if is_known:
             low, high = self._knee_bracket(usable)
             knee = self._knee(usable, low, high)
-            confidence = self._confidence(knee, low)
+            confidence = self._confidence(usable, knee)
+        if self._has_slo and reason is StopReason.PLATEAU:
+            confidence += "; more clients may also meet the conditions: that was not tried"
         return Saturation(
             is_open_loop=False,
             confidence=confidence,
             **knee,
-            **self._found(reason, is_lower_bound=not is_known),
+            **self._found(
+                reason,
+                is_lower_bound=not is_known,
+                highest=self._plateau(usable) if is_known else None,
+            ),
         )
 
     def _step(self) -> Step:
         if self.num_points >= self._max_points:
+            return Step(reason=StopReason.UNFINISHED)
+        doubtful = self._doubtful()
+        if doubtful is not None:
+            return Step(level=doubtful)
+        if self._is_mute:
             return Step(reason=StopReason.UNFINISHED)
         grown = self._grow()
         if grown.level is not None:
@@ -126,19 +137,32 @@ class SaturationSearch(Search):
         level, before = self._start_level, None
         while True:
             seen = self._levels.get(level)
-            if seen is None or seen.is_doubtful:
+            if seen is None:
                 return Step(level=level)
             if seen.is_client_limited:
                 return Step(reason=StopReason.CLIENT_LIMITED)
             if not seen.is_allowed:
                 return Step(reason=self._refusal(level))
-            if before is not None and not self._has_slo:
+            if before is not None and self._may_judge(before):
                 step = self._judge_growth(before, level)
                 if step is not None:
                     return step
             if level >= self._max_level:
                 return Step(reason=StopReason.LIMIT)
             level, before = min(2 * level, self._max_level), level
+
+    def _may_judge(self, before: int) -> bool:
+        """With conditions, only a clear plateau counts: the doubling before brought nothing either.
+
+        Just behind the knee they are often violated, and then the level that meets them is known.
+        """
+        if not self._has_slo:
+            return True
+        earlier = self._levels.get(before // 2)
+        if before % 2 or earlier is None or before // 2 < self._start_level:
+            return False
+        low = earlier.estimate
+        return self._estimate(before).mean < (1 + _LEAST_GROWTH) * low.mean
 
     def _judge_growth(self, before: int, level: int) -> Step | None:
         """What follows from two levels, the second twice the first: None is to go on."""
@@ -229,7 +253,7 @@ class SaturationSearch(Search):
         highest = self._highest(usable)
         guess = self._guess_for(usable, highest)
         beyond = [level for level in usable if guess and level >= round(guess.mean)]
-        return self._highest(beyond) if beyond else highest
+        return self._highest(beyond, tolerance=1.0) if beyond else highest
 
     def _shortfall(self, usable: Sequence[float], level: float) -> tuple[float, float]:
         """By how much of the highest throughput `level` misses the target; and the error of that.
@@ -348,13 +372,21 @@ class SaturationSearch(Search):
             return -1
         return 1 if -missing >= Z_95 * error else 0
 
-    def _confidence(self, knee: dict[str, Any], low: float | None) -> str:
+    def _confidence(self, usable: Sequence[float], knee: dict[str, Any]) -> str:
         level, first, last = knee["knee_level"], knee["knee_low"], knee["knee_high"]
         if first == last == 1:
             return "sure: one client reaches it"
+        if first == last and self._is_separated(usable, level):
+            return f"sure: {level} reach it, {level - 1} do not"
         if first == last:
-            by_slope = "" if low == level - 1 else "by the slope, "
-            return f"sure: {level} reach it, {by_slope}{level - 1} do not"
+            return f"fairly sure: {level} by the slope; it was not told from its neighbours"
         if last - first <= max(2, 0.1 * level):
             return f"fairly sure: {first} to {last} cannot be told apart"
         return f"rough: it lies between {first} and {last}"
+
+    def _is_separated(self, usable: Sequence[float], level: float) -> bool:
+        """Whether it and the one below were both measured, and differ by more than their errors."""
+        if level not in usable or level - 1 not in usable:
+            return False
+        one, below = self._estimate(level), self._estimate(level - 1)
+        return one.mean - below.mean > Z_95 * math.hypot(one.error, below.error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import random
 
 import pytest
 
@@ -195,6 +196,33 @@ def test_what_was_asked_and_what_was_sent_per_second():
     assert found.sent_per_s == pytest.approx(5.0)
 
 
+def test_rates_of_bursts_are_those_of_whole_bursts():
+    # 10 at once every 0.5 s: 20/s. The last burst, which has no time after it, may be cut off.
+    traces = [trace(0.5 * (n // 10), (9,)) for n in range(34)]
+    found = figures(traces)
+    assert found.scheduled_per_s == pytest.approx(20.0)
+    assert found.sent_per_s == pytest.approx(20.0)
+    assert figures(traces[:10]).scheduled_per_s is None
+
+
+def test_a_burst_that_was_sent_late_is_still_one_burst():
+    # Each request of a burst 10 ms after the one before: the bursts are 0.5 s apart all the same.
+    traces = [
+        trace(0.5 * (n // 10) + 0.01 * (n % 10), (9,), scheduled=0.5 * (n // 10)) for n in range(30)
+    ]
+    assert figures(traces).sent_per_s == pytest.approx(20.0)
+
+
+def test_what_was_due_in_the_steady_window_of_an_open_loop():
+    # 10/s for 5 s, each answered in 0.2 s: the window begins at 0.2 s.
+    traces = [trace(n / 10, (n / 10 + 0.2,)) for n in range(50)]
+    found = figures(traces, window_s=5.0, is_open_loop=True)
+    assert found.steady_scheduled_per_s == pytest.approx(10.0)
+    # 48 are due in it; one more or less by chance is an error of half a request.
+    assert found.steady_scheduled_error == pytest.approx(10 * 0.5 / 48, rel=0.05)
+    assert figures(traces, window_s=5.0).steady_scheduled_per_s is None
+
+
 def test_figures_of_nothing_are_none():
     found = figures([], window_s=0.0)
     record = found.as_record()
@@ -241,14 +269,14 @@ def test_measured_window(load, stopped, window, steady):
     assert (found.window_s, found.steady_end_s) == (window, steady)
 
 
-def closed_loop(concurrency, capacity, *, service_s=0.1, duration_s=2.5, pause_s=0.0):
+def closed_loop(concurrency, capacity, *, service_s=0.1, duration_s=2.5, pause_s=0.0, draw=None):
     """What a server with `capacity` slots and a queue gives to so many clients."""
     slots = [0.0] * capacity
     clients = [(0.0, client) for client in range(concurrency)]
     traces = []
     while clients[0][0] < duration_s:
         sent, client = heapq.heappop(clients)
-        end = max(sent, heapq.heappop(slots)) + service_s
+        end = max(sent, heapq.heappop(slots)) + (draw() if draw else service_s)
         heapq.heappush(slots, end)
         heapq.heappush(clients, (end + pause_s, client))
         traces.append(trace(sent, (end - service_s / 2, end)))
@@ -284,8 +312,47 @@ def test_the_standard_error_shows_a_rate_that_changes():
     found = figures(traces)
     # The window begins after the first answer: 49 of the first half, and 25, in 9.9 s.
     assert found.steady_requests_per_s == pytest.approx(74 / 9.9)
-    # 20 slices: 10 with 10/s, 10 with 5/s: deviation 2.56, over the root of 20
-    assert found.steady_standard_error == pytest.approx(2.565 / 20**0.5, rel=0.03)
+    # 20 slices: 10 with 10/s, 10 with 5/s: deviation 2.56, over the root of 20. Student's t for 19
+    # degrees of freedom is 2.093. A moment meets answers of (49 * 0.01 + 25 * 0.04) / 9.9 = 0.15 s
+    # on average: a slice of 0.495 s is 3.3 of them, and sees 1 - 1 / 9.9 of the variance.
+    expected = 2.565 / 20**0.5 * 2.093 / 1.96 / (1 - 1 / 9.9) ** 0.5
+    assert found.steady_standard_error == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize(("window_s", "is_known"), [(0.35, False), (1.0, True)])
+def test_a_window_of_less_than_three_latencies_has_no_standard_error(window_s, is_known):
+    # 4 clients of 0.1 s: the steady window begins at 0.1 s, 2.5 or 9 latencies before the end.
+    found = figures(closed_loop(4, 4, duration_s=window_s), window_s=window_s)
+    assert found.steady_requests_per_s == pytest.approx(40.0)
+    assert (found.steady_standard_error is not None) == is_known
+
+
+def test_fewer_than_eight_answers_have_no_standard_error():
+    # One client of 0.1 s, from 0.1 s on: 7 answers, or 9.
+    for window_s, is_known in ((0.8, False), (1.0, True)):
+        found = figures(closed_loop(1, 1, duration_s=window_s), window_s=window_s)
+        assert (found.steady_standard_error is not None) == is_known
+
+
+def test_a_server_without_variance_has_no_error_after_twelve_rounds():
+    found = figures(closed_loop(16, 8, service_s=0.205), window_s=2.5)
+    assert found.steady_requests_per_s == pytest.approx(8 / 0.205)
+    assert found.steady_standard_error < 1e-6
+
+
+@pytest.mark.parametrize(("concurrency", "slots"), [(1, 8), (8, 8), (16, 8)])
+def test_the_95_percent_interval_covers_the_truth(concurrency, slots):
+    # 0.1 s of service with a deviation of 0.03 s: 10 requests/s a slot.
+    draw = random.Random(concurrency)  # noqa: S311 - noise, no secret
+    inside = 0
+    for _ in range(60):
+        traces = closed_loop(
+            concurrency, slots, duration_s=2.0, draw=lambda: max(0.01, draw.gauss(0.1, 0.03))
+        )
+        found = figures(traces, window_s=2.0)
+        truth = 10 * min(concurrency, slots)
+        inside += abs(found.steady_requests_per_s - truth) <= 1.96 * found.steady_standard_error
+    assert inside >= 53
 
 
 def test_an_overloaded_open_loop_counts_answers_where_they_end():
