@@ -18,7 +18,15 @@ from flexbench.core.progress import Progress
 from flexbench.core.signals import SignalWatch
 from flexbench.core.units import format_seconds
 from flexbench.serving.clients import find_client
-from flexbench.serving.config import AUTO_MODEL, Load, Meeting, PromptConfig, ServingConfig, Sweep
+from flexbench.serving.config import (
+    AUTO_MODEL,
+    Arrival,
+    Load,
+    Meeting,
+    PromptConfig,
+    ServingConfig,
+    Sweep,
+)
 from flexbench.serving.curve import Curve, Point
 from flexbench.serving.generators import Generators, PartialRun, PointSpec
 from flexbench.serving.identity import configuration_of, series_of
@@ -34,6 +42,7 @@ if TYPE_CHECKING:
 # A point of a search lasts so long, or so many times the mean latency before it if that is more.
 _SEARCH_POINT_S = 2.5
 _SEARCH_POINT_LATENCIES = 10
+_SEARCH_POINT_BURSTS = 5
 _LONGEST_SEARCH_POINT_S = 120.0
 # A calibration says something of points with up to so many times as many requests in flight, and
 # not many times less.
@@ -248,42 +257,59 @@ class _Bench:
 
         search = self._new_search(first)
         tries: Counter[float] = Counter()
-        latency_s = 0.0
+        latencies: list[float] = []
         while (level := search.next_level()) is not None:
             tries[level] += 1
-            load = self._search_load(first, level, latency_s)
+            # Beyond the knee latency is that of the queue: what it is without comes first.
+            latency_s = min(latencies, default=0.0)
+            load = self._search_load(first, level, latency_s, search.length_factor(level))
             point = self._measure(curve, load, tries[level])
-            e2e = point.figures.e2e
-            latency_s = e2e.mean if e2e is not None else latency_s
+            if point.figures.e2e is not None:
+                latencies.append(point.figures.e2e.mean)
             observation = Observation.from_figures(
                 point.figures,
                 meets_slo=not point.violations,
                 # A latency that is too long by our doing is no violation of the service's.
                 is_client_limited=point.is_client_limited
                 or (bool(point.violations) and point.is_timing_uncertain),
+                is_gross_violation=len(point.violations) > 1,
+                is_stopped=point.stopped_by is not None,
             )
             search.add(level, observation)
         curve.saturation = search.result()
 
     def _new_search(self, first: Load) -> Any:
+        from flexbench.serving.observations import DEFAULT_MAX_ERROR_RATE
         from flexbench.serving.saturation import RateSearch, SaturationSearch
+        from flexbench.serving.slo import ERRORS
 
         has_slo = bool(self._config.slo)
+        # A condition on errors is the person's own word on how many there may be.
+        has_errors = any(one.metric == ERRORS for one in self._keeper.conditions)
+        max_error_rate = 1.0 if has_errors else DEFAULT_MAX_ERROR_RATE
         if first.rate_per_s is not None:
             return RateSearch(
-                max_rate=self._config.max_rate, start_rate=first.rate_per_s, has_slo=has_slo
+                max_rate=self._config.max_rate,
+                start_rate=first.rate_per_s,
+                has_slo=has_slo,
+                max_error_rate=max_error_rate,
             )
         assert first.concurrency is not None
         return SaturationSearch(
-            max_level=self._config.max_clients, start_level=first.concurrency, has_slo=has_slo
+            max_level=self._config.max_clients,
+            start_level=first.concurrency,
+            has_slo=has_slo,
+            max_error_rate=max_error_rate,
         )
 
-    def _search_load(self, first: Load, level: float, latency_s: float) -> Load:
-        duration_s = self._config.search_point_s
-        if duration_s is None:
-            # Beyond the knee latency grows with the load: what it was is the least it can be.
-            wanted_s = max(_SEARCH_POINT_S, _SEARCH_POINT_LATENCIES * latency_s)
-            duration_s = min(wanted_s, _LONGEST_SEARCH_POINT_S)
+    def _search_load(self, first: Load, level: float, latency_s: float, factor: int) -> Load:
+        """The load of a level; `factor` times as long as usual, where it was too short before."""
+        duration_s = self._config.search_point_s or max(
+            _SEARCH_POINT_S, _SEARCH_POINT_LATENCIES * latency_s
+        )
+        if first.arrival is Arrival.BURST:
+            duration_s = max(duration_s, _SEARCH_POINT_BURSTS * first.burst_size / level)
+        duration_s = min(factor * duration_s, max(duration_s, _LONGEST_SEARCH_POINT_S))
         if first.rate_per_s is not None:
             return replace(first, rate_per_s=level, duration_s=duration_s)
         return replace(first, concurrency=round(level), duration_s=duration_s)

@@ -83,7 +83,8 @@ def saturation_sentences(found: Saturation) -> list[str]:
         sentences.append(f"It saturates at {_level(found, found.knee_level)}{interval}.")
     if found.slo_level is not None and found.slo_requests_per_s is not None:
         sentences.append(
-            f"Within the conditions: up to {_level(found, found.slo_level)}, "
+            f"Within the conditions: {'at least' if found.is_slo_lower_bound else 'up to'} "
+            f"{_level(found, found.slo_level)}, "
             f"{found.slo_requests_per_s:.4g} requests/s."
         )
     elif found.reason is StopReason.SLO:

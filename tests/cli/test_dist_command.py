@@ -695,7 +695,7 @@ def test_a_huge_model_is_refused_before_it_is_loaded(monkeypatch):
         raise AssertionError("loaded all the same")
 
     monkeypatch.setattr("flexbench.core.environment.available_memory_bytes", lambda: 100 * GIB)
-    monkeypatch.setattr("flexbench.dist.benchmark.DistOptLM", refuse)
+    monkeypatch.setattr("flexbench.dist.stage.DistOptLM", refuse)
     result = invoke("--model", "facebook/opt-175b")
     assert result.exit_code == 2
     assert "memory has 100 GiB free, and the placement takes" in result.stderr
