@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 from flexbench.core.errors import ConfigError, FlexbenchError, InputFileError
 from flexbench.core.results import ResultRow, ResultsFile
-from flexbench.serving.audit import Audit
 from flexbench.serving.config import Load, PromptConfig
 from flexbench.serving.traces import RequestTrace
 
@@ -212,6 +211,7 @@ def _check_whole(path: Path, record: Mapping[str, Any], configuration: Mapping[s
     """Raise InputFileError unless the record has everything, and is of this configuration."""
     if _canonical(record.get("configuration")) != _canonical(configuration):
         raise InputFileError(path, "has another configuration than its name says")
+    from flexbench.serving.audit import Audit
     from flexbench.serving.figures import PointFigures
 
     try:
