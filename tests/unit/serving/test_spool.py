@@ -9,7 +9,24 @@ import pytest
 from flexbench.core.errors import InputFileError
 from flexbench.serving.spool import SpoolWriter, read_spool
 
-ROW = (3, 1, 1_000, 1_010, None, [1_500, 1_600], 1_650, 64, 32, 2, True, 66, "length", False, None, None)
+ROW = (
+    3,
+    1,
+    1_000,
+    1_010,
+    None,
+    [1_500, 1_600],
+    1_650,
+    64,
+    32,
+    2,
+    True,
+    66,
+    "length",
+    False,
+    None,
+    None,
+)
 
 
 def test_times_are_read_since_the_release(tmp_path: Path) -> None:
@@ -22,13 +39,31 @@ def test_times_are_read_since_the_release(tmp_path: Path) -> None:
     assert (trace.index, trace.worker) == (3, 1)
     assert (trace.scheduled_ns, trace.sent_ns, trace.connected_ns) == (0, 10, None)
     assert (trace.content_ns, trace.ended_ns) == ([500, 600], 650)
-    assert (trace.output_tokens, trace.server_prompt_tokens, trace.finish_reason) == (2, 66, "length")
+    assert (trace.output_tokens, trace.server_prompt_tokens, trace.finish_reason) == (
+        2,
+        66,
+        "length",
+    )
     assert trace.is_ok
 
 
 def test_a_request_that_was_never_sent_has_no_time_of_sending(tmp_path: Path) -> None:
     writer = SpoolWriter(tmp_path / "spool")
-    refused = (*ROW[:3], None, None, [], 1_020, *ROW[7:9], 0, False, None, None, False, "refused", "nobody")
+    refused = (
+        *ROW[:3],
+        None,
+        None,
+        [],
+        1_020,
+        *ROW[7:9],
+        0,
+        False,
+        None,
+        None,
+        False,
+        "refused",
+        "nobody",
+    )
     writer.add(refused)
     writer.close()
 
