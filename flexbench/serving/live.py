@@ -10,6 +10,9 @@ from flexbench.core.units import format_seconds
 from flexbench.serving.config import Load
 from flexbench.serving.generators import Board
 
+# Before that, a rate says nothing.
+_SOON_S = 0.2
+
 
 def total_of(load: Load) -> int:
     """The steps of a point's progress: seconds where it has a duration, else requests."""
@@ -38,7 +41,7 @@ def describe(board: Board, elapsed_s: float) -> str:
     """'8 in flight, 39.1 requests/s, TTFT 50 ms, 0 failed'."""
     counts = board.counts
     words = [f"{counts['in_flight']} in flight"]
-    if elapsed_s > 0:
+    if elapsed_s > _SOON_S:
         words.append(f"{counts['completed'] / elapsed_s:.3g} requests/s")
     if board.recent_ttft_s:
         recent = sorted(board.recent_ttft_s)
