@@ -11,6 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("httptools", reason="HTTP endpoints need the serving extra")
+
 from flexbench.core.endpoint import Exchange, FailureKind
 from flexbench.http_endpoint.address import parse_url
 from flexbench.http_endpoint.connection import MAX_HEAD_BYTES, Connection

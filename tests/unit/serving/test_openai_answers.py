@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("orjson", reason="HTTP endpoints need the serving extra")
+
 from flexbench.core.endpoint import Exchange, Failure, FailureKind, Response
 from flexbench.http_endpoint.completions import AnswerReader, _read_usual_stream
 from flexbench.http_endpoint.keys import quoting

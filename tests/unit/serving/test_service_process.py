@@ -9,8 +9,9 @@ import sys
 import textwrap
 import time
 
-import psutil
 import pytest
+
+psutil = pytest.importorskip("psutil", reason="processes are looked at with psutil")
 
 from flexbench.core.errors import ConfigError, DeadlineError, Interrupted, WorkerError
 from flexbench.core.progress import Silence

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("psutil", reason="the benchmark needs psutil")
+
 from benchmarks.load_generators import Reported, Scenario, crc32
 from benchmarks.serving_vs_peers import Figures, median_of, steady_middle, ttft_errors
 
