@@ -11,7 +11,9 @@ import time
 
 import pytest
 
-psutil = pytest.importorskip("psutil", reason="processes are looked at with psutil")
+pytest.importorskip("psutil", reason="processes are looked at with psutil")
+
+import psutil
 
 from flexbench.core.errors import ConfigError, DeadlineError, Interrupted, WorkerError
 from flexbench.core.progress import Silence
