@@ -203,6 +203,8 @@ class Flexbench:
         found = []
         for path in sorted((folder / "results").glob("*.json")):
             record = json.loads(path.read_bytes())
+            if "requests" not in record:  # the curve, which has none of its own
+                continue
             released, columns = record["released_at_ns"], record["requests"]["columns"]
             for row in record["requests"]["rows"]:
                 request = dict(zip(columns, row, strict=True))

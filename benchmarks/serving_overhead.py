@@ -172,7 +172,16 @@ def main() -> None:
         return
     cores = sorted(os.sched_getaffinity(0))
     server = subprocess.Popen(
-        [sys.executable, str(HERE / "mock_server.py"), "--ttft", TTFT, "--itl", ITL],
+        [
+            sys.executable,
+            str(HERE / "mock_server.py"),
+            "--ttft",
+            TTFT,
+            "--itl",
+            ITL,
+            "--truth",
+            os.devnull,
+        ],
         stdout=subprocess.PIPE,
         preexec_fn=lambda: pin(cores[0]),
     )
