@@ -182,6 +182,7 @@ def _report(plan: DistPlan, launch: Launch, env: ExecutionEnv, model: DistOptLM)
         prefill_layer_s=times.layer_seconds(is_prefill=True),
         decode_layer_s=times.layer_seconds(is_prefill=False),
         token_ends_s=tuple(times.token_ends),
+        timeline=times.timeline.spans(times.started_at, times.started_at + times.wall_s),
     )
 
 

@@ -13,7 +13,6 @@ import os
 import shlex
 import shutil
 import sys
-from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from importlib.util import find_spec
@@ -21,10 +20,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from flexbench.core.checks import check_count, check_seconds
-from flexbench.core.endpoint import Exchange, GenerationRequest, Response, ServiceContext
+from flexbench.core.endpoint import ServiceContext
 from flexbench.core.environment import redact_command_line
 from flexbench.core.errors import ConfigError, MissingDependencyError
 from flexbench.core.progress import Progress, Silence
+from flexbench.core.service_process import LOCAL_HOST, ServiceProcess, find_port
 from flexbench.dist.batching import check_batch_wait
 from flexbench.dist.config import (
     DEFAULT_COMM_TIMEOUT_S,
@@ -37,12 +37,12 @@ from flexbench.dist.config import (
 from flexbench.dist.opt_config import OptConfig, get_opt_config, load_opt_config
 from flexbench.dist.partition import Balance, split_layers
 from flexbench.http_endpoint.requirement import require_http
+from flexbench.http_endpoint.started_server import AskedOverHttp, get
 
 if TYPE_CHECKING:
     from flexbench.core.endpoint import Client
 
 _MAX_PORT = 65535
-_HOST = "127.0.0.1"
 _CHECK_TIMEOUT_S = 0.4
 _INSTALL = "pip install 'flexbench[dist]'"
 # The service asks for no key; none of the person's is to be sent to it.
@@ -218,7 +218,7 @@ _PASSED_ON = (
 )
 
 
-class DistClient:
+class DistClient(AskedOverHttp):
     """Starts a pipeline behind an HTTP service, and sends requests to it."""
 
     config_class: ClassVar[type] = DistEndpointConfig
@@ -230,7 +230,7 @@ class DistClient:
 
     def __init__(self, config: DistEndpointConfig) -> None:
         self.config = config
-        self._process: Any = None
+        self._process: ServiceProcess | None = None
         self._progress: Progress = Silence()
         self._facts: dict[str, Any] = {}
 
@@ -245,14 +245,13 @@ class DistClient:
         """
         require_http()
         self._progress = context.progress
-        process_class, find_port = _service_process()
         prompt_len = self._longest_prompt(context)
         self.config = replace(self.config, port=find_port(self.config.port))
         command = [
             *self._launcher(),
             *self.config.arguments(prompt_len=prompt_len, gen_len=context.max_new_tokens),
         ]
-        self._process = process_class(
+        self._process = ServiceProcess(
             "dist service",
             command,
             log_path=context.log_folder / "dist-service.log",
@@ -351,41 +350,17 @@ class DistClient:
 
     @property
     def _url(self) -> str:
-        return f"http://{_HOST}:{self.config.port}"
+        return f"http://{LOCAL_HOST}:{self.config.port}"
 
     def _is_healthy(self) -> bool:
         assert self.config.port is not None
-        connection = http.client.HTTPConnection(_HOST, self.config.port, timeout=_CHECK_TIMEOUT_S)
         try:
-            connection.request("GET", "/health")
-            answer = connection.getresponse()
-            return answer.status == http.client.OK and json.loads(answer.read())["status"] == "ok"
+            status, body = get(self.config.port, "/health", timeout_s=_CHECK_TIMEOUT_S)
+            return status == http.client.OK and json.loads(body)["status"] == "ok"
         except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
             return False
-        finally:
-            connection.close()
 
     # --- in a worker ---
-
-    async def open(self, num_connections: int) -> None:
-        """Open connections for so many requests at once."""
-        await self._requests.open(num_connections)
-
-    async def close(self) -> None:
-        """Close all connections."""
-        await self._requests.close()
-
-    def prepare_request(self, request: GenerationRequest) -> Any:
-        """The request as it goes over the network."""
-        return self._requests.prepare_request(request)
-
-    def send_request(self, prepared: Any, exchange: Exchange) -> Coroutine[Any, Any, None]:
-        """Send it and receive the whole answer; a coroutine."""
-        return self._requests.send_request(prepared, exchange)
-
-    def process_response(self, exchange: Exchange) -> Response:
-        """Read what arrived."""
-        return self._requests.process_response(exchange)
 
     @cached_property
     def _requests(self) -> Client:
@@ -417,12 +392,6 @@ def _environment(scratch_folder: Path) -> dict[str, str | None]:
     if hasattr(os, "geteuid") and os.geteuid() == 0:  # mpirun refuses to run as root otherwise
         environment |= dict.fromkeys(_AS_ROOT, "1")
     return environment
-
-
-def _service_process() -> Any:
-    from flexbench.core.service_process import ServiceProcess, find_port
-
-    return ServiceProcess, find_port
 
 
 def _http_client(url: str, model: str | None) -> Client:

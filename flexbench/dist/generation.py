@@ -97,7 +97,7 @@ class Generation:
 
     def _do(self, actions: Iterator[Action]) -> None:
         if self._link is not None:
-            self._link.reset()
+            self._link.reset(self.times.timeline)
         times = self.times
         times.started_at = time.perf_counter()
         do = {

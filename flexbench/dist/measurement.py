@@ -9,6 +9,7 @@ from typing import Any
 from flexbench.core import metrics
 from flexbench.core.results import ResultRow
 from flexbench.dist.schedule import Workload, idle_fraction
+from flexbench.dist.timeline import COLUMNS, Span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,8 @@ class StageReport:
     """And in decoding, all tokens together."""
     token_ends_s: tuple[float, ...]
     """When each token was there for all prompts, as this stage saw it."""
+    timeline: tuple[Span, ...] = ()
+    """What it did when, of a very long run the beginning."""
 
     @property
     def busy_s(self) -> float:
@@ -68,6 +71,7 @@ class StageReport:
             fields[name] = tuple(fields[name])
         for name in ("prefill_layer_s", "decode_layer_s"):
             fields[name] = {int(layer): time for layer, time in fields[name].items()}
+        fields["timeline"] = tuple((what, start, end) for what, start, end in fields["timeline"])
         return cls(**fields)
 
 
@@ -199,7 +203,12 @@ class Measurement:
 
     def observations(self) -> dict[str, Any]:
         """What the figures follow from, for the record."""
-        return {"stages": [asdict(stage) for stage in self.stages]}
+        return {
+            "stages": [
+                asdict(stage) | {"timeline": {"columns": COLUMNS, "rows": stage.timeline}}
+                for stage in self.stages
+            ]
+        }
 
 
 def _weighted(times: dict[int, float], weights: dict[int, float]) -> float:

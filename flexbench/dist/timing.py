@@ -12,6 +12,7 @@ import torch
 
 from flexbench.dist.lanes import synchronize
 from flexbench.dist.schedule import Step
+from flexbench.dist.timeline import Timeline, What
 
 
 @dataclass(kw_only=True)
@@ -52,6 +53,13 @@ class StageTimes:
 
     token_ends: list[float] = field(default_factory=list)
     """When each token was there for all prompts of a round, from the start."""
+    timeline: Timeline = field(default_factory=Timeline)
+
+    def add_wait(self, name: str, begun_at: float) -> None:
+        """Note that computing stood still until now for a load or a store."""
+        ended_at = time.perf_counter()
+        self.waited_s[name] += ended_at - begun_at
+        self.timeline.add(What.LOADING, begun_at, ended_at)
 
 
 class ComputeClock:

@@ -245,13 +245,13 @@ class Transfers:
         started_at = time.perf_counter()
         ticket = self._lanes[name].submit(work, after=after)
         if not self._is_overlapped:  # then it has been done
-            self._times.waited_s[name] += time.perf_counter() - started_at
+            self._times.add_wait(name, started_at)
         return ticket
 
     def _wait_for(self, name: str, ticket: Ticket) -> None:
         started_at = time.perf_counter()
         ticket.wait()
-        self._times.waited_s[name] += time.perf_counter() - started_at
+        self._times.add_wait(name, started_at)
 
 
 def _cache_key(step: Step) -> tuple[int, int, int]:

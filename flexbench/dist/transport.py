@@ -15,6 +15,7 @@ from torch import distributed
 
 from flexbench.core.errors import WorkerError
 from flexbench.dist.lanes import synchronize
+from flexbench.dist.timeline import Timeline, What
 
 
 class PeerError(WorkerError):
@@ -47,8 +48,12 @@ class PipelineLink:
         self._posted: tuple[Any, torch.Tensor] | None
         self.reset()
 
-    def reset(self) -> None:
-        """Forget messages that an error left behind, and count waiting times from 0."""
+    def reset(self, timeline: Timeline | None = None) -> None:
+        """Forget messages that an error left behind, and count waiting times from 0.
+
+        Waits are noted in `timeline`.
+        """
+        self._timeline = timeline if timeline is not None else Timeline()
         self._sending = self._posted = None
         self.send_s = 0.0
         self.receive_s = 0.0
@@ -69,7 +74,9 @@ class PipelineLink:
         work, message = self._posted
         self._posted = None
         self._wait(work, message, self._previous)
-        self.receive_s += time.perf_counter() - started_at
+        ended_at = time.perf_counter()
+        self.receive_s += ended_at - started_at
+        self._timeline.add(What.WAITING, started_at, ended_at)
         return message
 
     def send_recv_hidden(
@@ -103,7 +110,9 @@ class PipelineLink:
         work, message = self._sending
         self._sending = None
         self._wait(work, message, self._next)
-        self.send_s += time.perf_counter() - started_at
+        ended_at = time.perf_counter()
+        self.send_s += ended_at - started_at
+        self._timeline.add(What.SENDING, started_at, ended_at)
 
     def _finish_own_work(self) -> None:
         """Computing that is still under way is not to count as waiting for another stage."""

@@ -7,13 +7,12 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Coroutine
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
 from flexbench.core.checks import check_count
-from flexbench.core.endpoint import Exchange, GenerationRequest, Response, ServiceContext
+from flexbench.core.endpoint import ServiceContext
 from flexbench.core.environment import redact_command_line
 from flexbench.core.errors import ConfigError, MissingDependencyError, RunError, WorkerError
 from flexbench.core.folders import local_path
@@ -22,6 +21,7 @@ from flexbench.core.service_process import LOCAL_HOST, ServiceProcess, find_port
 from flexbench.http_endpoint.keys import read_key
 from flexbench.http_endpoint.openai import OpenAIClient, OpenAIConfig
 from flexbench.http_endpoint.requirement import require_http
+from flexbench.http_endpoint.started_server import AskedOverHttp, get
 
 _MAX_PORT = 65535
 # Below the half second that a wait may take without a look at Ctrl-C.
@@ -125,7 +125,7 @@ class VLLMConfig:
         return replace(config, extra_body=json.dumps(fields))
 
 
-class VLLMClient:
+class VLLMClient(AskedOverHttp):
     """Starts `vllm serve` and sends requests to it."""
 
     config_class: ClassVar[type] = VLLMConfig
@@ -248,38 +248,10 @@ class VLLMClient:
 
     def _get(self, path: str, timeout_s: float) -> tuple[int, bytes]:
         assert self.config.port is not None
-        connection = http.client.HTTPConnection(LOCAL_HOST, self.config.port, timeout=timeout_s)
         key = read_key("--api vllm", _KEY_VARIABLE)
-        try:
-            connection.request(
-                "GET", path, headers={"Authorization": f"Bearer {key}"} if key else {}
-            )
-            answer = connection.getresponse()
-            return answer.status, answer.read()
-        finally:
-            connection.close()
+        return get(self.config.port, path, timeout_s=timeout_s, key=key)
 
     # --- in a worker ---
-
-    async def open(self, num_connections: int) -> None:
-        """Open connections for so many requests at once."""
-        await self._requests.open(num_connections)
-
-    async def close(self) -> None:
-        """Close all connections."""
-        await self._requests.close()
-
-    def prepare_request(self, request: GenerationRequest) -> bytes:
-        """The request as it goes over the network."""
-        return self._requests.prepare_request(request)
-
-    def send_request(self, prepared: bytes, exchange: Exchange) -> Coroutine[Any, Any, None]:
-        """Send it and receive the whole answer; a coroutine."""
-        return self._requests.send_request(prepared, exchange)
-
-    def process_response(self, exchange: Exchange) -> Response:
-        """Read what arrived."""
-        return self._requests.process_response(exchange)
 
     @cached_property
     def _requests(self) -> OpenAIClient:
