@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from typer.core import TyperCommand
@@ -16,8 +17,8 @@ _WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 _DECIMAL = re.compile(r"-?[0-9]{1,18}(\.[0-9]{0,18})?")
 
 
-class QuickCommand(TyperCommand):
-    """A command that takes plain values as they are, without asking Typer to convert them.
+class QuickParsing:
+    """Of a command or a group: takes plain values as they are, without having Typer convert them.
 
     Typer makes a validator for every parameter, used or not; importing what it makes them with, and
     making 50 of them, takes longer than the rest of a command's start. Whatever is not plainly of
@@ -26,10 +27,15 @@ class QuickCommand(TyperCommand):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse as usual, but for the conversion of plain values."""
-        for parameter in self.get_params(ctx):
+        for parameter in self.get_params(ctx):  # type: ignore[attr-defined]
             if "process_value" not in vars(parameter):
                 vars(parameter)["process_value"] = partial(_process_value, parameter)
-        return super().parse_args(ctx, args)
+        parsed: list[str] = super().parse_args(ctx, args)  # type: ignore[misc]
+        return parsed
+
+
+class QuickCommand(QuickParsing, TyperCommand):
+    """A command that starts quickly."""
 
 
 def _process_value(parameter: Any, ctx: Any, value: Any) -> Any:
@@ -54,12 +60,26 @@ def _plain_value(parameter: Any, value: Any) -> Any:
     if value is parameter.default:
         return value
     wanted = descriptor.annotation
+    if wanted is Path and isinstance(value, str) and not _is_checked(descriptor.parameter_info):
+        return Path(value)
     if not parameter.multiple:
         return _plain(wanted, value)
     if get_origin(wanted) is list and isinstance(value, list | tuple):
         values = [_plain(get_args(wanted)[0], one) for one in value]
         return _NOT_PLAIN if _NOT_PLAIN in values else values
     return _NOT_PLAIN
+
+
+def _is_checked(info: Any) -> bool:
+    """Whether Typer is to look at a path, or may be given "-" for it."""
+    return bool(
+        info.exists
+        or info.resolve_path
+        or info.allow_dash
+        or info.writable
+        or info.path_type
+        or not (info.file_okay and info.dir_okay)
+    )
 
 
 def _plain(wanted: Any, value: Any) -> Any:
