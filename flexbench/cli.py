@@ -13,7 +13,8 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from flexbench import __version__
-from flexbench.core.errors import FlexbenchError, Interrupted
+from flexbench.core.errors import FlexbenchError, Interrupted, RegressionFoundError
+from flexbench.core.options import QuickParsing
 
 # Name, the module whose `app` is a Typer app with this one command, and its line in the overview. A
 # module is imported when its command is used: `flexbench --help` has to wait for none of them.
@@ -36,7 +37,7 @@ COMMANDS = {
     ),
     "report": (
         "flexbench.report.command",
-        "Summarize results: every configuration's mean, smallest and largest figures.",
+        "Summarize, compare and draw results: tables, plots, one HTML page, a verdict.",
     ),
 }
 
@@ -56,7 +57,7 @@ class LazyCommand(TyperCommand):
         return command.make_context(info_name, args, parent, **extra)
 
 
-class FlexbenchGroup(TyperGroup):
+class FlexbenchGroup(QuickParsing, TyperGroup):
     """All commands; a FlexbenchError becomes a message, not a traceback, and an exit code."""
 
     def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
@@ -85,7 +86,8 @@ def _show(error: FlexbenchError) -> None:
     if error.is_shown:
         return
     # Plain text: a message may hold paths and peers' words, which are not markup.
-    prefix = "" if isinstance(error, Interrupted) else "Error: "
+    is_error = not isinstance(error, Interrupted | RegressionFoundError)
+    prefix = "Error: " if is_error else ""
     typer.echo(f"{prefix}{error.message}", err=True)
     if error.details:
         typer.echo(f"\n{error.details}", err=True)

@@ -7,6 +7,7 @@ FlexbenchError                exit code 1
 ├── RunError                  1   a run that started and failed
 │   ├── WorkerError           1   a process of ours failed, or was killed
 │   └── DeadlineError         1   something took longer than it may
+├── RegressionFoundError      3   a figure is worse than the baseline's, beyond what is accepted
 └── Interrupted               128 + signal number: 130 for Ctrl-C, 143 for SIGTERM
 
 Errors of other libraries are translated where they come in. `flexbench.cli` is the only place that
@@ -84,6 +85,12 @@ class WorkerError(RunError):
 
 class DeadlineError(RunError):
     """Something took longer than its time-out."""
+
+
+class RegressionFoundError(FlexbenchError):
+    """A comparison came to its end, and found a change for the worse."""
+
+    exit_code = 3
 
 
 class Interrupted(FlexbenchError):  # noqa: N818 - it is no error of anybody

@@ -2,122 +2,68 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Generic, TypeVar
-
 import typer
 
-from flexbench.core.errors import ConfigError, InputFileError
-from flexbench.report.tables import Format, Record
+from flexbench.core.errors import RegressionFoundError
+from flexbench.core.options import QuickCommand
+from flexbench.report import options
+from flexbench.report.config import DEFAULT_MAX_REGRESSION, Format, ReportConfig, parse_share
 
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
+@app.command(cls=QuickCommand)
 def report(
-    files: Annotated[
-        list[Path],
-        typer.Argument(
-            metavar="FILES...",
-            help="Results files, with or without a header, or server_config.jsonl.",
-        ),
-    ],
-    output_format: Annotated[
-        Format, typer.Option("--format", help="How to print the report.")
-    ] = Format.TABLE,
-    skip_invalid: Annotated[
-        bool,
-        typer.Option(
-            "--skip-invalid", help="Count malformed lines and go on, instead of stopping."
-        ),
-    ] = False,
+    paths: options.Paths,
+    group_by: options.GroupBy = None,
+    filters: options.Filters = None,
+    sort: options.Sort = None,
+    figures: options.Figures = None,
+    stats: options.Stats = None,
+    allow_mixed: options.AllowMixed = False,
+    baseline: options.Baseline = None,
+    max_regression: options.MaxRegression = DEFAULT_MAX_REGRESSION,
+    published: options.Published = False,
+    seed: options.Seed = 0,
+    output_format: options.OutputFormat = Format.TABLE,
+    output: options.Output = None,
+    plots: options.Plots = None,
+    save_plots: options.SavePlots = None,
+    skip_invalid: options.SkipInvalid = False,
 ) -> None:
-    """Summarize results: every configuration's mean, smallest and largest figures.
+    """Summarize, compare and draw results: tables, plots, one HTML page, a verdict.
 
-    Reads the tab-separated files that the benchmarks write, and those of the original scripts.
-    Runs with the same configuration are one line of the report. Of the .jsonl files of flexbench
-    server-config it shows what was predicted beside what was measured.
+    Runs with the same configuration are one row: mean, spread, and an interval over repeats.
+    Records beside the tables (.jsonl) tell the model, the machine and the rest of it.
+
+    Exit codes: 2 for wrong input, 3 when a figure is worse than the baseline's.
     """
-    are_predictions = [path.suffix == ".jsonl" for path in files]
-    if any(are_predictions) and not all(are_predictions):
-        raise ConfigError("FILES", "tables of runs and .jsonl records cannot be in one report")
-    if any(are_predictions):
-        records, headings = _predictions(files, skip_invalid=skip_invalid)
-    else:
-        records, headings = _runs(files, skip_invalid=skip_invalid)
-    if not records:
-        missing = "no launched server is recorded" if any(are_predictions) else "no runs"
-        raise InputFileError(", ".join(map(str, files)), f"{missing} in there")
-    _print(records, headings, output_format)
+    config = ReportConfig(
+        paths=tuple(paths),
+        output_format=output_format,
+        output=output,
+        baseline=tuple(baseline or ()),
+        max_regression=parse_share("--max-regression", max_regression),
+        published=published,
+        plots=tuple(plots or ()),
+        save_plots=save_plots,
+        skip_invalid=skip_invalid,
+    )
+    from flexbench.report.making import make_report
+    from flexbench.report.selection import make_selection
+    from flexbench.report.writing import open_progress, write
 
-
-def _runs(
-    files: Sequence[Path], *, skip_invalid: bool
-) -> tuple[Sequence[Record], Mapping[str, str]]:
-    from flexbench.core.results import read_rows
-    from flexbench.report.aggregate import group_by_configuration
-    from flexbench.report.tables import RUN_HEADINGS, run_records
-
-    rows = _Entries(files, read_rows, skip_invalid=skip_invalid)
-    groups = group_by_configuration(rows)
-    rows.tell_skipped()
-    return run_records(groups), RUN_HEADINGS
-
-
-def _predictions(
-    files: Sequence[Path], *, skip_invalid: bool
-) -> tuple[Sequence[Record], Mapping[str, str]]:
-    from flexbench.report.predictions import group_predictions, read_predictions
-    from flexbench.report.tables import PREDICTION_HEADINGS, prediction_records
-
-    predictions = _Entries(files, read_predictions, skip_invalid=skip_invalid)
-    groups = group_predictions(list(predictions))
-    predictions.tell_skipped()
-    return prediction_records(groups), PREDICTION_HEADINGS
-
-
-def _print(records: Sequence[Record], headings: Mapping[str, str], output_format: Format) -> None:
-    from flexbench.report.tables import TEXT_FORMATS, to_table
-
-    if output_format is Format.TABLE:
-        from rich.console import Console
-
-        Console().print(to_table(records, headings))
-    else:
-        typer.echo(TEXT_FORMATS[output_format](records, headings))
-
-
-Entry = TypeVar("Entry")
-
-
-class _Entries(Generic[Entry]):
-    """What is in several files; malformed lines are raised, or counted when they are skipped."""
-
-    def __init__(
-        self,
-        files: Sequence[Path],
-        read: Callable[[Path], Iterator[Entry | InputFileError]],
-        *,
-        skip_invalid: bool,
-    ) -> None:
-        self._files = files
-        self._read = read
-        self._skip_invalid = skip_invalid
-        self._num_skipped = 0
-
-    def __iter__(self) -> Iterator[Entry]:
-        for path in self._files:
-            for entry in self._read(path):
-                if not isinstance(entry, InputFileError):
-                    yield entry
-                elif self._skip_invalid:
-                    self._num_skipped += 1
-                else:
-                    raise entry
-
-    def tell_skipped(self) -> None:
-        """Say on standard error how many lines were skipped, if any."""
-        if self._num_skipped:
-            lines = "line" if self._num_skipped == 1 else "lines"
-            typer.echo(f"Skipped {self._num_skipped} malformed {lines}.", err=True)
+    selection = make_selection(
+        group_by=group_by or (),
+        filters=filters or (),
+        sort=sort or (),
+        figures=figures or (),
+        stats=stats or (),
+        allow_mixed=allow_mixed,
+        seed=seed,
+    )
+    with open_progress() as progress:
+        made = make_report(config, selection, progress)
+    write(made, config)
+    if made.comparison is not None and made.comparison.has_regression:
+        raise RegressionFoundError(made.comparison.verdict)

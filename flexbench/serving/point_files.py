@@ -9,17 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flexbench.core.errors import ConfigError, FlexbenchError, InputFileError
 from flexbench.core.results import ResultRow, ResultsFile
+from flexbench.core.whole_files import replace_file
 from flexbench.serving.config import Load, PromptConfig
 from flexbench.serving.traces import RequestTrace
 
@@ -155,7 +153,7 @@ class PointStore:
             "requests": encode_traces(traces),
         }
         try:
-            _replace(path, json.dumps(content, allow_nan=False, separators=(",", ":")))
+            replace_file(path, _encoded(content, separators=(",", ":")))
         except OSError as error:
             raise FlexbenchError(
                 f"{path}: the point could not be kept: {error.strerror or error}"
@@ -172,7 +170,7 @@ class PointStore:
         path = self.folder / f"{api}-curve-{digest[:_HASH_LENGTH]}.json"
         content = {"schema_version": SCHEMA_VERSION, "system": CURVE_SYSTEM, **record}
         try:
-            _replace(path, json.dumps(content, allow_nan=False, indent=1))
+            replace_file(path, _encoded(content, indent=1))
         except OSError as error:
             raise FlexbenchError(
                 f"{path}: the curve could not be kept: {error.strerror or error}"
@@ -224,36 +222,5 @@ def _check_whole(path: Path, record: Mapping[str, Any], configuration: Mapping[s
         raise InputFileError(path, "lacks figures, audit or requests of a point") from error
 
 
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(
-        mode="w", encoding="utf-8", dir=path.parent, prefix=".point-", delete=False
-    ) as file:
-        try:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-            # Others may read results; a temporary file is its owner's alone.
-            os.chmod(file.name, 0o666 & ~_umask())
-            os.replace(file.name, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(file.name)
-            raise
-    _sync_folder(path.parent)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the new name last, too; not all systems can."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+def _encoded(content: Mapping[str, Any], **how: Any) -> bytes:
+    return json.dumps(content, allow_nan=False, **how).encode()

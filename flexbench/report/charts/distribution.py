@@ -1,0 +1,156 @@
+"""How latencies are distributed: the share of requests that took no longer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from flexbench.report.charts.chart import (
+    MOST_POINTS,
+    MOST_SERIES,
+    Axis,
+    Chart,
+    ChartKind,
+    Point,
+    Series,
+)
+from flexbench.report.charts.selected import IS_LIMITED, KEY, SelectedRuns
+from flexbench.report.charts.wording import (
+    all_have,
+    is_wide,
+    left_out,
+    name_configurations,
+)
+from flexbench.report.formats.cells import format_figure
+
+_LATENCIES = {"petals": "Request latency", "serving": "End-to-end latency"}
+_NAMED = 5
+_MOST_STEPS = MOST_POINTS // MOST_SERIES - 2  # the foot of the first one is a point, too
+_DESCRIBED = 3
+_FOUND = (
+    f"found AS (SELECT id, {IS_LIMITED} AS is_limited, {KEY} AS key,"  # noqa: S608
+    " json_extract(details, '$.latencies_s[*]') AS latencies FROM selected WHERE system = ?)"
+)
+
+_RANKED = (
+    ", latencies AS (SELECT TRY_CAST(one AS DOUBLE) AS value FROM"
+    " (SELECT unnest(latencies) AS one FROM found WHERE key = ?)"
+    " WHERE json_type(one) IN ('DOUBLE', 'UBIGINT') AND isfinite(value) AND value >= 0),"
+    " ranked AS (SELECT value, row_number() OVER (ORDER BY value) AS rank,"
+    " count(*) OVER () AS num, quantile_disc(value, 0.5) OVER () AS median,"
+    " quantile_disc(value, 0.99) OVER () AS p99 FROM latencies)"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Distribution:
+    """The latencies of one configuration, in s."""
+
+    name: str
+    steps: tuple[tuple[int, float], ...]
+    """Some of (rank, value), the first and the last among them."""
+    num: int
+    median: float
+    p99: float
+
+    def sentence(self) -> str:
+        """Where half of them lie, and almost all."""
+        return (
+            f"{self.name}: half of the requests took up to {format_figure(self.median)} s, 99 % up "
+            f"to {format_figure(self.p99)} s."
+        )
+
+    def series(self) -> Series:
+        """Steps that begin at 0."""
+        points = [Point(x=self.steps[0][1], y=0.0)]
+        for rank, value in self.steps:
+            share = rank / self.num
+            label = f"{100 * share:.4g} % took up to {format_figure(value)} s"
+            points.append(Point(x=value, y=share, label=label))
+        return Series(name=self.name, points=points)
+
+
+def latency_charts(runs: SelectedRuns) -> Iterator[Chart]:
+    """A chart for each system that keeps the latency of every request."""
+    for system in _LATENCIES:
+        chart = _chart(runs, system)
+        if chart is not None:
+            yield chart
+
+
+def _chart(runs: SelectedRuns, system: str) -> Chart | None:
+    rows = runs.rows(
+        "SELECT key, bool_or(is_limited) AS is_limited, count(*) OVER () AS num_keys FROM found"
+        " WHERE len(latencies) > 0 GROUP BY key ORDER BY sum(len(latencies)) DESC, min(id) LIMIT ?",
+        [system, MOST_SERIES + _NAMED],
+        tables=_FOUND,
+    )
+    names = name_configurations([json.loads(row["key"]) for row in rows])
+    drawn = []
+    limited = []
+    for name, row in zip(names.names, rows[:MOST_SERIES], strict=False):
+        distribution = _read(runs, system, row["key"], name)
+        if distribution is not None:
+            drawn.append(distribution)
+            limited += [name] if row["is_limited"] else []
+    if not drawn:
+        return None
+    # In the order in which the curves stand beside each other.
+    drawn.sort(key=lambda one: one.median)
+    values = [value for one in drawn for _, value in one.steps]
+    return Chart(
+        name=f"latency-distribution-{system}",
+        kind=ChartKind.DISTRIBUTION,
+        title=f"Distribution of latency: {system}",
+        description=_describe(drawn),
+        x=Axis(title=_LATENCIES[system], unit="s", is_log=is_wide(values)),
+        y=Axis(title="Share of requests"),
+        series=[one.series() for one in drawn],
+        notes=[
+            *all_have(names.common),
+            *_limited_note(limited),
+            *_thinned_note(drawn),
+            *names.notes,
+            *left_out(names.names[MOST_SERIES:], rows[0]["num_keys"] - MOST_SERIES),
+        ],
+    )
+
+
+def _read(runs: SelectedRuns, system: str, key: str, name: str) -> _Distribution | None:
+    """None: there is no number among them."""
+    rows = runs.rows(
+        "SELECT * FROM ranked WHERE rank = num OR (rank - 1) % ceil(num / ?) = 0 ORDER BY rank",
+        [system, key, float(_MOST_STEPS)],
+        tables=_FOUND + _RANKED,
+    )
+    if not rows:
+        return None
+    return _Distribution(
+        name=name,
+        steps=tuple((row["rank"], row["value"]) for row in rows),
+        num=rows[0]["num"],
+        median=rows[0]["median"],
+        p99=rows[0]["p99"],
+    )
+
+
+def _describe(drawn: Sequence[_Distribution]) -> str:
+    sentences = [one.sentence() for one in drawn[:_DESCRIBED]]
+    others = len(drawn) - _DESCRIBED
+    if others > 0:
+        sentences.append(f"{others} more beside these.")
+    return " ".join(sentences)
+
+
+def _limited_note(names: Sequence[str]) -> list[str]:
+    if not names:
+        return []
+    return [f"The load generator was the limit, not the service: {'; '.join(names)}."]
+
+
+def _thinned_note(drawn: Sequence[_Distribution]) -> list[str]:
+    thinned = [one for one in drawn if len(one.steps) < one.num]
+    if not thinned:
+        return []
+    return [f"Drawn in at most {_MOST_STEPS + 1} steps each, evenly chosen."]

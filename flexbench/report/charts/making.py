@@ -1,0 +1,61 @@
+"""All charts that a report's runs make."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
+
+from flexbench.report.charts.chart import Chart, PlotKind
+from flexbench.report.charts.curves import throughput_latency_charts, throughput_load_charts
+from flexbench.report.charts.distribution import latency_charts
+from flexbench.report.charts.predicted import predicted_charts
+from flexbench.report.charts.selected import ALL_RUNS, Condition, SelectedRuns
+from flexbench.report.charts.timeline import timeline_charts
+from flexbench.report.predictions import Prediction
+from flexbench.report.store import RunStore
+
+__all__ = ["PlotKind", "make_charts"]
+
+
+def make_charts(
+    store: RunStore,
+    predictions: Sequence[Prediction],
+    curves: Sequence[Mapping[str, Any]],
+    kinds: Collection[PlotKind],
+    *,
+    condition: Condition = ALL_RUNS,
+) -> list[Chart]:
+    """The charts of each of `kinds`, in the order of PlotKind, each with a name of its own.
+
+    None for what there is nothing to show of. `curves` are records of serving curves; what they say
+    of saturation is marked on the curve of their points. `condition` says in SQL which runs are in
+    the charts; predictions are all in them.
+    """
+    runs = SelectedRuns(store, condition)
+    charts = [
+        chart
+        for kind in PlotKind
+        if kind in kinds
+        for chart in _charts(kind, runs, predictions, curves)
+    ]
+    assert len({chart.name for chart in charts}) == len(charts), "each is a file"
+    return charts
+
+
+def _charts(
+    kind: PlotKind,
+    runs: SelectedRuns,
+    predictions: Sequence[Prediction],
+    curves: Sequence[Mapping[str, Any]],
+) -> Iterator[Chart]:
+    match kind:
+        case PlotKind.THROUGHPUT_LATENCY:
+            return throughput_latency_charts(runs, curves)
+        case PlotKind.THROUGHPUT_CLIENTS:
+            return throughput_load_charts(runs, curves)
+        case PlotKind.LATENCY:
+            return latency_charts(runs)
+        case PlotKind.TIMELINE:
+            return timeline_charts(runs)
+        case PlotKind.PREDICTED:
+            return predicted_charts(predictions)

@@ -1,0 +1,1 @@
+"""Tables as text: in a terminal, in Markdown, as CSV and as JSON."""

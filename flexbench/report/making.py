@@ -1,0 +1,221 @@
+"""A report from its beginning to its end: read, summarize, compare, draw."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flexbench.core.errors import InputFileError
+from flexbench.core.progress import Progress
+from flexbench.report.charts.chart import Chart, PlotKind
+from flexbench.report.charts.making import make_charts
+from flexbench.report.comparison import Comparison, compare
+from flexbench.report.config import ALL_PLOTS, Format, ReportConfig
+from flexbench.report.formats.cells import format_figure
+from flexbench.report.prediction_table import prediction_table
+from flexbench.report.predictions import Prediction
+from flexbench.report.reading import Reading, read_all
+from flexbench.report.selection import Selection, where
+from flexbench.report.store import RunStore
+from flexbench.report.summary import summarize
+from flexbench.report.systems import compare_systems
+from flexbench.report.table import Table
+
+if TYPE_CHECKING:
+    from flexbench.report.page.details import RunDetails
+
+MOST_RUN_DETAILS = 500
+_SERVERS = "server-config"
+_TITLE = ("system", "model", "started_at")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that a report says, in no format yet."""
+
+    summary: tuple[str, ...]
+    """The answer in sentences."""
+    tables: tuple[Table, ...]
+    charts: tuple[Chart, ...]
+    runs: tuple[RunDetails, ...]
+    """Of a page: everything that is known of the first runs of each row."""
+    comparison: Comparison | None
+    notes: tuple[str, ...]
+    """What is in no figure, and why."""
+    skipped: tuple[str, ...]
+    """The first malformed lines that were skipped, with their reasons."""
+
+
+def make_report(config: ReportConfig, selection: Selection, progress: Progress) -> Report:
+    """Read everything and answer. Input is never changed.
+
+    Raises InputFileError for what cannot be read, or has nothing to report, and ConfigError for a
+    selection that cannot be made, or would mix runs that cannot be compared.
+    """
+    with RunStore() as store:
+        reading = _select(store, _read(config.paths, store, config, progress), selection)
+        comparison = _compare(config, selection, store, progress)
+        is_page = config.output_format is Format.HTML
+        tables = (
+            [comparison.table]
+            if comparison is not None and not is_page
+            else _tables(config, selection, store, reading)
+        )
+        if comparison is not None and is_page:
+            tables = [comparison.table, *tables]
+        if not any(table.rows for table in tables):
+            raise InputFileError(_names(config.paths), "no runs in there that are selected")
+        return Report(
+            summary=tuple(_summary(store, reading, comparison)),
+            tables=tuple(tables),
+            charts=tuple(_charts(config, store, reading)),
+            runs=tuple(_details(store, tables)) if is_page else (),
+            comparison=comparison,
+            notes=tuple(_notes(reading)),
+            skipped=reading.first_skipped,
+        )
+
+
+def _read(
+    paths: Sequence[Path], store: RunStore, config: ReportConfig, progress: Progress
+) -> Reading:
+    with progress.phase("Reading results", total=1) as phase:
+        reading = read_all(
+            paths,
+            store,
+            skip_invalid=config.skip_invalid,
+            tell=lambda what, done, total: phase.show(what, done / max(total, 1)),
+        )
+        phase.advance()
+    if reading.num_skipped:
+        lines = "line" if reading.num_skipped == 1 else "lines"
+        progress.note(f"Skipped {reading.num_skipped} malformed {lines}.")
+    if not len(store) and not reading.predictions:
+        raise InputFileError(_names(paths), "no runs in there")
+    return reading
+
+
+def _select(store: RunStore, reading: Reading, selection: Selection) -> Reading:
+    """Leave in the store, and of the predictions, only what the filters let through."""
+    condition, parameters = where(store, selection.filters)
+    store.connection.execute(
+        f"DELETE FROM runs WHERE NOT coalesce({condition}, FALSE)",  # noqa: S608 - no values in it
+        parameters,
+    )
+    if not selection.filters:
+        return reading
+    predictions = [one for one in reading.predictions if _is_selected(one, selection)]
+    return replace(reading, predictions=predictions)
+
+
+def _is_selected(prediction: Prediction, selection: Selection) -> bool:
+    """Predictions have no other columns; of one they do not have, nothing holds."""
+    known = {"system": _SERVERS, "model": prediction.model, "figure": prediction.figure}
+    return all(one.holds_for_text(known.get(one.column)) for one in selection.filters)
+
+
+def _compare(
+    config: ReportConfig, selection: Selection, store: RunStore, progress: Progress
+) -> Comparison | None:
+    if not config.baseline:
+        return None
+    with RunStore() as old:
+        _read(config.baseline, old, config, progress)
+        return compare(old, store, selection, max_regression=config.max_regression)
+
+
+def _tables(
+    config: ReportConfig, selection: Selection, store: RunStore, reading: Reading
+) -> list[Table]:
+    tables = summarize(store, selection)
+    systems = compare_systems(store, selection, with_published=config.published)
+    if systems is not None:
+        tables.append(systems)
+    if reading.predictions:
+        tables.append(prediction_table(reading.predictions))
+    return tables
+
+
+def _charts(config: ReportConfig, store: RunStore, reading: Reading) -> list[Chart]:
+    """Those asked for; a page has all."""
+    is_all = ALL_PLOTS in config.plots or (config.save_plots is not None and not config.plots)
+    if is_all or config.output_format is Format.HTML:
+        kinds = set(PlotKind)
+    else:
+        kinds = {PlotKind(name) for name in config.plots}
+    if not kinds:
+        return []
+    return make_charts(store, reading.predictions, reading.curves, kinds)
+
+
+def _names(paths: Sequence[Path]) -> str:
+    return ", ".join(map(str, paths))
+
+
+# --- in words ---
+
+
+def _summary(store: RunStore, reading: Reading, comparison: Comparison | None) -> Iterator[str]:
+    if comparison is not None:
+        yield comparison.verdict
+    systems = store.rows(
+        "SELECT coalesce(system, 'without a record') AS system, count(*) AS num_runs FROM runs"
+        " GROUP BY ALL ORDER BY num_runs DESC, system"
+    )
+    parts = [f"{row['num_runs']:,} {row['system']}" for row in systems]
+    if reading.predictions:
+        parts.append(f"{len(reading.predictions):,} predicted figures of servers")
+    files = "1 file" if reading.num_files == 1 else f"{reading.num_files:,} files"
+    yield f"{files}: runs of {', '.join(parts)}." if systems else f"{files}: {', '.join(parts)}."
+    yield from _highest(store)
+
+
+def _highest(store: RunStore) -> Iterator[str]:
+    """The best throughput of each system, with what it was reached."""
+    for row in store.rows(
+        "SELECT system, model, dtype, weights, basis, machine, num_processes, batch_size,"
+        " throughput, mean_latency FROM runs WHERE throughput IS NOT NULL"
+        " AND coalesce(basis, 'measured') = 'measured' AND system IS NOT NULL"
+        " QUALIFY row_number() OVER (PARTITION BY system ORDER BY throughput DESC, id) = 1"
+        " ORDER BY system"
+    ):
+        about = [row["model"], row["dtype"], row["weights"] and f"{row['weights']} weights"]
+        latency = row["mean_latency"]
+        yield (
+            f"Highest throughput of {row['system']}: {format_figure(row['throughput'])} tokens/s"
+            + (f" at a mean latency of {format_figure(latency)} s" if latency is not None else "")
+            + f" ({', '.join(part for part in about if part)})."
+        )
+
+
+def _notes(reading: Reading) -> Iterator[str]:
+    for count, what in (
+        (reading.num_failed, "that failed"),
+        (reading.num_interrupted, "that were interrupted"),
+    ):
+        if count:
+            yield f"Records of runs {what}, which are in no figure: {count:,}."
+
+
+def _details(store: RunStore, tables: Sequence[Table]) -> Iterator[RunDetails]:
+    from flexbench.report.page.details import RunDetails
+
+    ids = dict.fromkeys(one for table in tables for row in table.rows for one in row.run_ids)
+    for number in list(ids)[:MOST_RUN_DETAILS]:
+        (row,) = store.rows("SELECT * FROM runs WHERE id = ?", [number])
+        known = {
+            name: value
+            for name, value in row.items()
+            if value is not None and name not in ("id", "details", "setup", "figures")
+        }
+        details = json.loads(row["details"] or "{}") or known
+        where = row["source"] if row["line"] is None else f"{row['source']}:{row['line']}"
+        yield RunDetails(
+            id=number,
+            title=" ".join(str(row[name]) for name in _TITLE if row[name]),
+            source=where,
+            details=details,
+        )

@@ -1,0 +1,1 @@
+"""The report as one HTML file, which needs neither a network nor a server."""
