@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -59,15 +60,13 @@ def _plain_value(parameter: Any, value: Any) -> Any:
         return _NOT_PLAIN if parameter.required else value
     if value is parameter.default:
         return value
-    wanted = descriptor.annotation
-    if wanted is Path and isinstance(value, str) and not _is_checked(descriptor.parameter_info):
-        return Path(value)
-    if not parameter.multiple:
-        return _plain(wanted, value)
-    if get_origin(wanted) is list and isinstance(value, list | tuple):
-        values = [_plain(get_args(wanted)[0], one) for one in value]
-        return _NOT_PLAIN if _NOT_PLAIN in values else values
-    return _NOT_PLAIN
+    wanted, info = descriptor.annotation, descriptor.parameter_info
+    is_list = get_origin(wanted) is list and isinstance(value, list | tuple)
+    if not is_list:
+        # Something that several words make, a pair say, is nothing plain.
+        return _NOT_PLAIN if parameter.multiple else _plain(wanted, value, info)
+    values = [_plain(get_args(wanted)[0], one, info) for one in value]
+    return _NOT_PLAIN if _NOT_PLAIN in values else values
 
 
 def _is_checked(info: Any) -> bool:
@@ -82,13 +81,17 @@ def _is_checked(info: Any) -> bool:
     )
 
 
-def _plain(wanted: Any, value: Any) -> Any:
+def _plain(wanted: Any, value: Any, info: Any) -> Any:
+    if wanted is Path and isinstance(value, str) and not _is_checked(info):
+        return Path(value)
     if wanted in (str, int, float, bool) and type(value) is wanted:
         return value
     if wanted is int and isinstance(value, str) and _WHOLE_NUMBER.fullmatch(value):
         return int(value)
     if wanted is float and isinstance(value, str) and _DECIMAL.fullmatch(value):
         return float(value)
+    if isinstance(wanted, type) and issubclass(wanted, StrEnum) and value in list(wanted):
+        return wanted(value)
     return _NOT_PLAIN
 
 

@@ -236,8 +236,8 @@ class RecordsFile:
 def mixed_results_note(path: Path, other: Sequence[str]) -> str:
     """What to tell a person whose results file has runs that differ in `other`."""
     return (
-        f"Note: {path} has runs with another {', '.join(other)}. Its columns do not tell them apart, "
-        "only the records beside it do; use another --output to keep them apart."
+        f"Note: {path} has runs with another {', '.join(other)}. Only the records beside it tell "
+        "them apart, not its columns; use another --output to keep them in different files."
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from flexbench.core.results import CONFIGURATION_COLUMNS
 from flexbench.report.figures import MAIN_FIGURES, figures_of, heading_of, help_of
+from flexbench.report.gate import in_words
 from flexbench.report.groups import Group
 from flexbench.report.runs import GATE_COLUMNS, IDENTITY_COLUMNS
 from flexbench.report.selection import CI, MEAN, Selection, percentile_name
@@ -244,7 +245,7 @@ def _percentile(place: int) -> Callable[[Spread], float | None]:
 def _broken(name: str) -> str:
     """A name as a heading of short lines: 'load.rate_per_s' -> 'rate per s'."""
     lines: list[str] = []
-    for word in name.rpartition(".")[2].split("_"):
+    for word in in_words(name).rpartition(".")[2].split("_"):
         if lines and len(lines[-1]) + len(word) < _LONGEST_LINE:
             lines[-1] += f" {word}"
         else:

@@ -10,7 +10,7 @@ from typing import Any
 
 from flexbench.core.errors import ConfigError
 from flexbench.report.columns import configuration_columns
-from flexbench.report.figures import MAIN_FIGURES, help_of, unit_of
+from flexbench.report.figures import MAIN_FIGURES, unit_of
 from flexbench.report.gate import in_words, key_in_words
 from flexbench.report.grouping import read_groups
 from flexbench.report.groups import Group
@@ -20,7 +20,7 @@ from flexbench.report.statistics import Sample
 from flexbench.report.store import RunStore
 from flexbench.report.summary import describe, sort_rows, subject_in_words
 from flexbench.report.table import Column, Kind, Row, Table
-from flexbench.report.verdicts import Judgement, Noise, Verdict, judge
+from flexbench.report.verdicts import Judgement, Noise, judge
 
 _FIGURES = (*MAIN_FIGURES, "ttft_p99")
 _MOST_NAMED = 3
@@ -242,7 +242,6 @@ def _columns(*, has_reasons: bool) -> list[Column]:
         Column(name="verdict", heading="verdict", kind=Kind.TEXT),
         Column(name="reason", heading="because", kind=Kind.TEXT, is_shown=has_reasons, priority=2),
         Column(name="is_regression", heading="regression", kind=Kind.TEXT, is_shown=False),
-        Column(name="formula", heading="formula", kind=Kind.TEXT, is_shown=False),
     ]
 
 
@@ -271,7 +270,6 @@ def _row(line: _Line) -> Row:
         "verdict": str(found.verdict),
         "reason": found.reason,
         "is_regression": found.is_regression,
-        "formula": help_of(line.figure, new.gate["system"]),
     }
     is_mixed = bool(line.pair.differing or old.mixed or new.mixed)
     return Row(values=values, is_mixed=is_mixed, run_ids=new.run_ids)
@@ -289,6 +287,3 @@ def _common(describing: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def _size(ratio: float | None) -> float:
     """How far from no change, in either direction."""
     return math.inf if not ratio else abs(math.log(ratio))
-
-
-__all__ = ["Comparison", "Verdict", "compare"]

@@ -38,7 +38,7 @@ def in_words(value: Any) -> str:
 
 def key_in_words(keys: Mapping[str, Any]) -> str:
     """'num_processes 4, max_tokens 32'."""
-    return ", ".join(f"{name} {in_words(value)}" for name, value in keys.items())
+    return ", ".join(f"{in_words(name)} {in_words(value)}" for name, value in keys.items())
 
 
 def joined(values: Sequence[str]) -> str:

@@ -161,16 +161,28 @@ def _names(paths: Sequence[Path]) -> str:
 def _summary(store: RunStore, reading: Reading, comparison: Comparison | None) -> Iterator[str]:
     if comparison is not None:
         yield comparison.verdict
+    yield _counts(store, reading)
+    yield from _highest(store)
+
+
+def _counts(store: RunStore, reading: Reading) -> str:
     systems = store.rows(
-        "SELECT coalesce(system, 'without a record') AS system, count(*) AS num_runs FROM runs"
-        " GROUP BY ALL ORDER BY num_runs DESC, system"
+        "SELECT system, count(*) AS num_runs FROM runs GROUP BY system"
+        " ORDER BY num_runs DESC, system"
     )
-    parts = [f"{row['num_runs']:,} {row['system']}" for row in systems]
+    parts = [
+        f"{row['num_runs']:,} of {row['system']}"
+        if row["system"] is not None
+        else f"{row['num_runs']:,} without a record"
+        for row in systems
+    ]
     if reading.predictions:
         parts.append(f"{len(reading.predictions):,} predicted figures of servers")
-    files = "1 file" if reading.num_files == 1 else f"{reading.num_files:,} files"
-    yield f"{files}: runs of {', '.join(parts)}." if systems else f"{files}: {', '.join(parts)}."
-    yield from _highest(store)
+    runs, files = (
+        f"1 {noun}" if count == 1 else f"{count:,} {noun}s"
+        for count, noun in ((len(store), "run"), (reading.num_files, "file"))
+    )
+    return f"{runs} from {files}: {', '.join(parts)}."
 
 
 def _highest(store: RunStore) -> Iterator[str]:

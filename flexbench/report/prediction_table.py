@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flexbench.report.figures import help_of
 from flexbench.report.gate import in_words
 from flexbench.report.predictions import Prediction, group_predictions
 from flexbench.report.table import Column, Kind, Row, Table
@@ -29,7 +28,6 @@ def prediction_table(predictions: Sequence[Prediction]) -> Table:
         columns=_columns(is_shown={name: name not in common for name in _ABOUT}),
         rows=rows,
         caption=", ".join(words[name].format(in_words(common[name])) for name in common),
-        notes=_notes(groups_figures=[group.figure for group in groups]),
     )
 
 
@@ -56,8 +54,3 @@ def _columns(*, is_shown: dict[str, bool]) -> list[Column]:
             help="how many servers the means are of",
         ),
     ]
-
-
-def _notes(*, groups_figures: Sequence[str]) -> tuple[str, ...]:
-    formulas = dict.fromkeys(filter(None, map(help_of, groups_figures)))
-    return ("error = predicted / measured - 1", *formulas) if groups_figures else ()

@@ -271,14 +271,13 @@ def _pointer(key: str) -> str:
 
 
 def _values(run: Run) -> dict[str, Any]:
-    return {name: _value(getattr(run, name)) for name in _COLUMNS}
-
-
-def _value(value: Any) -> Any:
-    if isinstance(value, Mapping):
+    values = {name: getattr(run, name) for name in _COLUMNS}
+    values["source"] = _text(run.source)
+    values["row_file"] = None if run.row_file is None else _text(run.row_file)
+    for name in _OBJECT_COLUMNS:
         # In one order, so that what is equal is equal as a text.
-        return dict(sorted(value.items()))
-    return _text(value) if isinstance(value, Path) else value
+        values[name] = dict(sorted(values[name].items()))
+    return values
 
 
 def _text(path: Path) -> str:

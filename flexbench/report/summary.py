@@ -215,7 +215,7 @@ class _Summary:
 
     def _notes(self) -> Iterator[str]:
         options = [
-            f"{name} {in_words(value)}"
+            f"{in_words(name)} {in_words(value)}"
             for name, value in self._common().items()
             if name not in IDENTITY_COLUMNS
         ]

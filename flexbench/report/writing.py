@@ -138,6 +138,7 @@ def _print(made: Report, config: ReportConfig, console: Console) -> None:
                 width=console.width,
                 height=_PLOT_HEIGHT,
                 has_color=console.is_terminal and not console.no_color,
+                is_unicode=console.encoding.lower().startswith("utf"),
             )
             console.print()
             console.print(Text.from_ansi(text))

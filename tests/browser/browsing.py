@@ -6,9 +6,10 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flexbench.report.page.page import PageContent, to_page
+if TYPE_CHECKING:
+    from flexbench.report.page.page import PageContent
 
 PHONE_WIDTH = 360
 _PATIENCE_S = 20
@@ -51,6 +52,8 @@ class Browser:
 
     def open(self, content: PageContent) -> None:
         """Open a report from disk."""
+        from flexbench.report.page.page import to_page  # needs an extra, which may be missing
+
         self._path.write_text(to_page(content), encoding="utf-8")
         self.driver.get(self._path.as_uri())
 

@@ -6,8 +6,9 @@ from flexbench.report.charts.chart import Axis, Bar, Chart, ChartKind, Point, Se
 from flexbench.report.page.page import PageContent, RunDetails
 from flexbench.report.table import Column, Kind, Row, Table
 
-# As texts they would stand in another order: "104", "22.5", "7.25", "9".
-THROUGHPUTS = (22.5, 104.0, None, 9.0, 7.25)
+# As texts they would stand in another order: "104" first, and "9.5" before "9.25" where whole numbers
+# in texts are compared as such.
+THROUGHPUTS = (22.5, 104.0, None, 9.5, 9.25)
 SYSTEMS = ("petals", "dist", "serving", "petals", "dist")
 
 COLUMNS = (

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import signal
+from enum import StrEnum
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
 from flexbench.core import environment, errors, metrics
-from flexbench.core.options import repeat_options
+from flexbench.core.options import QuickCommand, repeat_options
 from flexbench.core.units import format_bytes, format_seconds
 
 
@@ -149,3 +153,41 @@ def test_the_machine_is_described_without_names_of_people_or_hosts():
     assert set(machine) == {"os", "cpu", "num_cpus", "memory_bytes", "gpus"}
     assert machine["num_cpus"] >= 1
     assert machine["memory_bytes"] > 2**20
+
+
+class Colour(StrEnum):
+    RED = "red"
+
+
+@pytest.mark.parametrize("words", [["a", "b"], ["a"]])
+def test_plain_values_are_what_typer_would_have_made_of_them(words, tmp_path):
+    seen: list[Any] = []
+
+    def command(
+        paths: list[Path],
+        output: Path | None = None,
+        existing: Annotated[Path, typer.Option(exists=True)] = Path("/"),
+        colour: Colour = Colour.RED,
+        number: int = 1,
+        share: float = 0.5,
+    ) -> None:
+        seen.append((paths, output, existing, colour, number, share))
+
+    def run(cls, *more: str) -> Any:
+        app = typer.Typer()
+        app.command(cls=cls)(command)
+        return CliRunner().invoke(app, [*words, *more])
+
+    for more in (
+        [],
+        ["--output", "x", "--colour", "red", "--number", "-7", "--share", "2"],
+        ["--existing", str(tmp_path)],
+    ):
+        quick, usual = run(QuickCommand, *more), run(None, *more)
+        assert (quick.exit_code, usual.exit_code) == (0, 0), quick.output
+        assert seen[-1] == seen[-2]
+        assert list(map(type, seen[-1])) == list(map(type, seen[-2]))
+    for more in (["--existing", "/no/such"], ["--colour", "blue"], ["--number", "x"]):
+        quick, usual = run(QuickCommand, *more), run(None, *more)
+        assert quick.exit_code == usual.exit_code == 2
+        assert quick.output == usual.output

@@ -17,7 +17,7 @@ from flexbench.report.charts.palette import LIGHT_BACKGROUND
 from flexbench.report.charts.vega import to_vega_lite
 
 VEGA_LITE_VERSION = "5.20"
-"""The newest of Vega-Lite 5 that every vl-convert since 1.7 has."""
+"""One of the releases that vl-convert brings with it."""
 FORMATS = ("png", "svg")
 _SCALE = 2.0
 _OPTION = "--save-plots"

@@ -241,7 +241,7 @@
         this.view?.finalize();
         const drawn = await window.vegaEmbed(this.place, spec, {
           mode: "vega-lite",
-
+          ast: true, // expressions are interpreted, since eval() is forbidden here
           renderer: "svg",
           actions: false,
           defaultStyle: false,

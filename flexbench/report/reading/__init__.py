@@ -82,7 +82,7 @@ class _Reader:
         self._tell = tell
         self._num_skipped = self._num_foreign = self._num_done = self._num_files = 0
         self._first_skipped: list[str] = []
-        self._ended: dict[str, set[str]] = {FAILED: set(), INTERRUPTED: set()}
+        self._ended: dict[str, set[str | None]] = {FAILED: set(), INTERRUPTED: set()}
         self._predictions: list[Prediction] = []
         self._curves: list[Mapping[str, Any]] = []
 

@@ -67,6 +67,7 @@ def run_of(record: Mapping[str, Any], origin: Origin) -> Run:
         source=origin.path,
         line=origin.line,
         row_file=origin.rows_path,
+        record_id=origin.record_id,
         system=SYSTEM,
         model=model_name(text_of(model, "name")),
         weights=_weights(text_of(model, "weights")),

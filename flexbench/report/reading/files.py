@@ -80,7 +80,7 @@ class _Search:
     def add(self, path: Path, status: os.stat_result, *, is_named: bool) -> None:
         """Add a file. Raises InputFileError when it is none, or cannot be read."""
         if not stat.S_ISREG(status.st_mode):
-            raise InputFileError(path, "is neither a file nor a folder")
+            raise InputFileError(path, "is a pipe or a device; reports read files and folders")
         identity = _identity_of(status)
         known = self.found.get(identity)
         if known is None:

@@ -35,6 +35,8 @@ class Origin:
     """Counted from 1; None where the file is one record."""
     rows_path: Path | None = None
     """The TSV that has the same run as a row."""
+    record_id: str | None = None
+    """The same for copies to the last byte."""
 
 
 def find_machine(record: Mapping[str, Any]) -> str | None:

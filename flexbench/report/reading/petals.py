@@ -47,6 +47,7 @@ def run_of(record: Mapping[str, Any], origin: Origin) -> Run:
         source=origin.path,
         line=origin.line,
         row_file=origin.rows_path,
+        record_id=origin.record_id,
         system=SYSTEM,
         model=_model(text_of(object_of(record, "model"), "name")),
         weights=DUMMY if _is_embedded(record) else REAL,

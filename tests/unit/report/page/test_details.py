@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+pytest.importorskip("jinja2", reason="the page needs the plots extra")
+
 from flexbench.report.page.details import MOST_CHARACTERS, MOST_ENTRIES, RunDetails, to_view
 
 

@@ -7,6 +7,8 @@ import re
 
 import pytest
 
+pytest.importorskip("jinja2", reason="the page needs the plots extra")
+
 from flexbench.report.charts.chart import Axis, Bar, Chart, ChartKind, Point, Series
 from flexbench.report.charts.vega import to_vega_lite
 from flexbench.report.page.drawings import MOST_DATA_ROWS, drawings, vega_script

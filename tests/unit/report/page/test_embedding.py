@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+pytest.importorskip("jinja2", reason="the page needs the plots extra")
+
 from flexbench.report.page.embedding import content_hash, differences, printable_values, to_json
 
 VALUES = st.recursive(

@@ -10,6 +10,8 @@ from dataclasses import replace
 
 import pytest
 
+pytest.importorskip("jinja2", reason="the page needs the plots extra")
+
 from flexbench.report.page.page import PageContent, RunDetails, to_page
 from flexbench.report.table import Column, Kind, Row, Table
 from tests.unit.report.page.reading import Document

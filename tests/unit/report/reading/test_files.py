@@ -126,7 +126,7 @@ def test_what_is_named_has_to_be_there(tmp_path):
     with pytest.raises(InputFileError, match="cannot be read: embedded null"):
         find_files([Path("a\x00b.tsv")])
     os.mkfifo(tmp_path / "pipe.tsv")
-    with pytest.raises(InputFileError, match="is neither a file nor a folder"):
+    with pytest.raises(InputFileError, match="is a pipe or a device; reports read files and folders"):
         find_files([tmp_path / "pipe.tsv"])
 
 
@@ -138,7 +138,7 @@ def test_what_is_found_and_cannot_be_read_is_told(tmp_path):
     assert [file.path.name for file in files] == ["a.tsv"]
     assert [error.problem for error in errors] == [
         "cannot be read: No such file or directory",
-        "is neither a file nor a folder",
+        "is a pipe or a device; reports read files and folders",
     ]
 
 
