@@ -20,7 +20,8 @@ _STATISTICS: dict[str, Callable[[Spread], float]] = {
 def best_columns(groups: Sequence[Group], figures: Sequence[str]) -> list[frozenset[str]]:
     """Of each group, the columns in which it is best, such as throughput_mean; of equals, each.
 
-    Groups that are mixed or client-limited are never best, nor is one that stands alone.
+    Groups that are mixed or client-limited are never best, nor is one that stands alone, or is like
+    all others.
     """
     marks: list[set[str]] = [set() for _ in groups]
     for places in _comparable(groups):
@@ -31,6 +32,8 @@ def best_columns(groups: Sequence[Group], figures: Sequence[str]) -> list[frozen
                 continue
             for name, value_of in _STATISTICS.items():
                 values = [value_of(groups[place].spreads[figure]) for place in known]
+                if min(values) == max(values):
+                    continue
                 best = max(values) if is_higher else min(values)
                 for place, value in zip(known, values, strict=True):
                     if value == best:

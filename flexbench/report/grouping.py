@@ -9,9 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 
+from flexbench.core.errors import FlexbenchError
 from flexbench.report.gate import Mixture, averaging_error
 from flexbench.report.groups import COLUMNS, SETUP, Group, GroupMaker, order_of_group
 from flexbench.report.runs import GATE_COLUMNS, IDENTITY_COLUMNS
@@ -23,7 +25,7 @@ from flexbench.report.spreads import (
     fill_intervals,
     spreads_of,
 )
-from flexbench.report.statistics import MOST_RESAMPLED, MOST_RESAMPLED_FIGURES, Array, Spread
+from flexbench.report.statistics import MOST_RESAMPLED, Array, Spread, is_affordable
 from flexbench.report.store import RunStore
 
 _FIRST_RUNS = 10
@@ -51,9 +53,14 @@ def read_groups(
     """The selected runs in groups, ordered by what they were grouped by.
 
     Raises ConfigError for columns and figures that there are not, and for groups that would average
-    runs of different things, unless the selection allows that.
+    runs of different things, unless the selection allows that; FlexbenchError where memory and disk
+    together are too small.
     """
-    return _Grouping(store, selection, figures).groups(keep_samples=keep_samples)
+    try:
+        return _Grouping(store, selection, figures).groups(keep_samples=keep_samples)
+    except duckdb.Error as error:
+        reason = str(error).partition("\n")[0]
+        raise FlexbenchError(f"the runs could not be grouped: {reason}") from error
 
 
 class _Grouping:
@@ -191,7 +198,7 @@ class _Grouping:
             [MOST_RESAMPLED],
         ).fetchnumpy()
         gids, counts = found["gid"], found["num_runs"]
-        if 0 < len(gids) * len(self._figures) <= MOST_RESAMPLED_FIGURES:
+        if len(gids) and is_affordable(len(gids), int(counts.sum()), len(self._figures)):
             for batch in self._batches(gids, counts):
                 for number, ends in enumerate(bounds):
                     runs = RunsOfFigure.of(batch, f"f{number}")

@@ -42,6 +42,7 @@ class Report:
     charts: tuple[Chart, ...]
     runs: tuple[RunDetails, ...]
     """Of a page: everything that is known of the first runs of each row."""
+    num_runs: int
     comparison: Comparison | None
     notes: tuple[str, ...]
     """What is in no figure, and why."""
@@ -62,7 +63,8 @@ def make_report(config: ReportConfig, selection: Selection, progress: Progress) 
         tables = (
             [comparison.table]
             if comparison is not None and not is_page
-            else _tables(config, selection, store, reading)
+            # Of a comparison the order is asked for; the columns of other tables are others.
+            else _tables(config, _unsorted(selection, comparison), store, reading)
         )
         if comparison is not None and is_page:
             tables = [comparison.table, *tables]
@@ -73,6 +75,7 @@ def make_report(config: ReportConfig, selection: Selection, progress: Progress) 
             tables=tuple(tables),
             charts=tuple(_charts(config, store, reading)),
             runs=tuple(_details(store, tables)) if is_page else (),
+            num_runs=len(store),
             comparison=comparison,
             notes=tuple(_notes(reading)),
             skipped=reading.first_skipped,
@@ -137,6 +140,10 @@ def _tables(
     if reading.predictions:
         tables.append(prediction_table(reading.predictions))
     return tables
+
+
+def _unsorted(selection: Selection, comparison: Comparison | None) -> Selection:
+    return selection if comparison is None else replace(selection, sort=())
 
 
 def _charts(config: ReportConfig, store: RunStore, reading: Reading) -> list[Chart]:

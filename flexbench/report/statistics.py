@@ -27,8 +27,9 @@ CONFIDENCE = 0.95
 NUM_RESAMPLES = 2000
 MOST_RESAMPLED = 200
 """Of more runs the interval is mean ± t * s / sqrt(n), which the bootstrap's is by then, too."""
-MOST_RESAMPLED_FIGURES = 50_000
-"""In tables with more figures, which nobody reads one by one, all intervals are such."""
+MOST_RESAMPLED_AT_ONCE = 1_000_000
+"""In tables of more, which nobody reads one by one, all intervals are such: figures times runs that
+are to be resampled, where a group is as much work as 20 runs more."""
 
 _LARGEST = sys.float_info.max
 _CHUNK = 1_000_000  # resampled means at once: what fits into a processor's cache, roughly
@@ -104,6 +105,11 @@ def bootstrap_intervals(
             lows[start : start + size] = np.clip(low * scales, -_LARGEST, _LARGEST)
             highs[start : start + size] = np.clip(high * scales, -_LARGEST, _LARGEST)
     return lows, highs
+
+
+def is_affordable(num_groups: int, num_runs: int, num_figures: int) -> bool:
+    """Whether so many groups, with so many runs together, are resampled within a second or two."""
+    return (num_runs + 20 * num_groups) * num_figures <= MOST_RESAMPLED_AT_ONCE
 
 
 def t_interval(

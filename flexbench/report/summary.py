@@ -113,9 +113,8 @@ class _Values(Mapping[str, Any]):
         self._getters = getters
 
     def __getitem__(self, name: str) -> Any:
-        if name in self._described:
-            return self._described[name]
-        return self._getters[name](self._group)
+        get = self._getters.get(name)
+        return self._described[name] if get is None else get(self._group)
 
     def __iter__(self) -> Iterator[str]:
         return chain(self._described, self._getters)

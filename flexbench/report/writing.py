@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from flexbench import __version__
 from flexbench.core.errors import ConfigError, FlexbenchError
 from flexbench.core.progress import Progress, Silence, progress_console, show_progress
 from flexbench.core.results import utc_now
@@ -77,19 +79,21 @@ def _text(made: Report, output_format: Format) -> str:
 def _page(made: Report) -> str:
     from flexbench.report.page.page import PageContent, to_page
 
-    return to_page(
-        PageContent(
-            title=_PAGE_TITLE,
-            made_at=utc_now(),
-            summary=made.summary,
-            verdict=made.comparison.verdict if made.comparison is not None else None,
-            is_verdict_good=_is_good(made.comparison),
-            tables=made.tables,
-            charts=made.charts,
-            runs=made.runs,
-            notes=(*made.notes, *(f"Skipped: {line}" for line in made.skipped)),
-        )
+    content = PageContent(
+        title=_PAGE_TITLE,
+        made_at=utc_now(),
+        summary=made.summary,
+        verdict=made.comparison.verdict if made.comparison is not None else None,
+        is_verdict_good=_is_good(made.comparison),
+        tables=made.tables,
+        charts=made.charts,
+        runs=made.runs,
+        notes=(*made.notes, *(f"Skipped: {line}" for line in made.skipped)),
+        num_runs=made.num_runs,
+        versions={"flexbench": __version__, "Python": platform.python_version()},
     )
+    with open_progress() as progress, progress.phase("Making the page", total=1):
+        return to_page(content)
 
 
 def _is_good(comparison: Comparison | None) -> bool | None:
@@ -155,5 +159,7 @@ def _save_plots(made: Report, folder: Path) -> None:
         raise ConfigError("--save-plots", f"{folder} is not a folder")
     if not made.charts:
         typer.echo(_NO_PLOTS, err=True)
-    for path in save_images(made.charts, folder):
+    with open_progress() as progress, progress.phase("Drawing", total=1):
+        paths = save_images(made.charts, folder)
+    for path in paths:
         typer.echo(f"Wrote {path}", err=True)

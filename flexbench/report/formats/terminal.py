@@ -10,6 +10,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from flexbench.report.formats.cells import BEST, cell, printable
+from flexbench.report.formats.fitting import columns_that_fit
 from flexbench.report.table import Column, Kind, Row, Table
 
 _MIXED_HEADING = "mixed"
@@ -33,7 +34,9 @@ def _parts(table: Table, width: int) -> Iterator[RenderableType]:
         yield Text(printable(table.caption), style="dim")
     rows = table.rows[:MOST_ROWS]
     marked = frozenset().union(*(row.best for row in rows))
-    columns, left_out = _columns_that_fit(table, rows, width)
+    widths = {column.name: _width(column, rows) + _GAP for column in table.columns}
+    mixed = len(_MIXED_HEADING) if any(row.is_mixed for row in rows) else -_GAP
+    columns, left_out = columns_that_fit(table, rows, widths, width - mixed)
     yield _rich_table(rows, columns)
     if marked & {column.name for column in columns}:
         yield Text(f"{BEST} the best of those that can be compared")
@@ -44,29 +47,10 @@ def _parts(table: Table, width: int) -> Iterator[RenderableType]:
 def _what_is_missing(table: Table, left_out: Sequence[Column]) -> Iterator[str]:
     num_missing = len(table.rows) - MOST_ROWS
     if num_missing > 0:
-        yield f"{num_missing} more rows: --filter or --group-by make them fewer, --format csv has all"
+        yield f"{num_missing} more rows: --filter and --group-by make fewer, --format csv has all"
     if left_out:
         names = ", ".join(column.name for column in left_out)
         yield f"Not shown, for want of width: {names} (--format csv has all)"
-
-
-def _columns_that_fit(
-    table: Table, rows: Sequence[Row], width: int
-) -> tuple[list[Column], list[Column]]:
-    """What is shown, and what is left out: first the columns with the highest priority numbers."""
-    shown = [column for column in table.columns if column.is_shown]
-    widths = {column.name: _width(column, rows) for column in shown}
-    left_out: list[Column] = []
-    mixed = len(_MIXED_HEADING) + _GAP if any(row.is_mixed for row in rows) else 0
-    while mixed + sum(widths[column.name] + _GAP for column in shown) > width:
-        optional = [column for column in shown if column.priority > 0]
-        if not optional:
-            break  # the rest is folded
-        last = max(optional, key=lambda column: (column.priority, shown.index(column)))
-        shown.remove(last)
-        left_out.append(last)
-    order = list(table.columns)
-    return shown, sorted(left_out, key=order.index)
 
 
 def _width(column: Column, rows: Sequence[Row]) -> int:

@@ -279,7 +279,7 @@ def test_a_counterpart_that_is_alike_is_preferred():
 
 def test_rows_without_a_record_are_compared_with_such_only():
     assert verdicts(compared([run()], [run()])) == ["equal", "equal"]
-    with pytest.raises(ConfigError, match="runs that differ in system, .* not known"):
+    with pytest.raises(ConfigError, match=r"runs that differ in system, .* not known"):
         compared([run()], [known(setup={"overlap": True})])
     found = compared([run()], [known(setup={"overlap": True})], allow_mixed=True)
     assert [row.is_mixed for row in found.table.rows] == [True, True]

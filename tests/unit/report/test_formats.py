@@ -165,3 +165,22 @@ def test_figures_have_four_digits(value, text):
 def test_each_kind_of_value_is_written_its_way(kind, value, text):
     column = Column(name="x", heading="x", kind=kind)
     assert cell(column, Row(values={"x": value, "unit": "bytes"})) == text
+
+
+def test_rows_that_look_alike_are_told_apart_instead_of_showing_more_figures():
+    overlap = Column(name="overlap", heading="overlap", kind=Kind.TEXT, priority=6)
+    other = Column(name="other", heading="other", kind=Kind.TEXT, priority=5)
+    more = Column(name="more", heading="tok/s\nmore", priority=3)
+    rows = [
+        Row(values={"model": "a", "overlap": word, "other": "same", MEAN.name: 1.5, "more": 2.5})
+        for word in ("true", "false")
+    ]
+    alike = Table(name="runs", title="t", columns=(MODEL, overlap, other, MEAN, more), rows=rows)
+    wide, narrow = shown(alike, width=40), shown(alike, width=21)
+    assert "same" in wide[-1]
+    assert "2.5" in wide[-1]
+    assert [line.split() for line in narrow if line.startswith("a")] == [
+        ["a", "true", "1.5"],
+        ["a", "false", "1.5"],
+    ]
+    assert any("other" in line and "more" in line for line in narrow)

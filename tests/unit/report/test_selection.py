@@ -44,7 +44,10 @@ def selected(store, *filters: str) -> list[int]:
     condition, parameters = where(store, [parse_filter(text) for text in filters])
     return [
         row["id"]
-        for row in store.rows(f"SELECT id FROM runs WHERE {condition} ORDER BY id", parameters)
+        for row in store.rows(
+            f"SELECT id FROM runs WHERE {condition} ORDER BY id",  # noqa: S608
+            parameters,
+        )
     ]
 
 
@@ -94,9 +97,11 @@ def test_filters_select_runs(filters, expected):
     ],
 )  # fmt: skip
 def test_what_cannot_be_filtered_is_an_error(text, problem):
-    with store_of(known(setup={"overlap": True}), point(2)) as store:
-        with pytest.raises(ConfigError, match=f"^--filter: .*{problem}"):
-            selected(store, text)
+    with (
+        store_of(known(setup={"overlap": True}), point(2)) as store,
+        pytest.raises(ConfigError, match=f"^--filter: .*{problem}"),
+    ):
+        selected(store, text)
 
 
 HOSTILE = "x' OR 1=1; DROP TABLE runs; --\"$.[0]"

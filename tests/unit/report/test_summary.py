@@ -132,6 +132,18 @@ def test_huge_values_do_no_harm_to_others():
     )
 
 
+def test_in_very_large_tables_no_interval_is_resampled(monkeypatch):
+    runs = [run(throughput=10.0), run(throughput=13.0), run(throughput=10.0)]
+    monkeypatch.setattr("flexbench.report.statistics.MOST_RESAMPLED_AT_ONCE", 45)
+    (table,) = tables_of(*runs)
+    # Two figures of three runs are 46 units of work: 11 ± t(2) * sqrt(3) / sqrt(3).
+    assert table.rows[0].values["throughput_ci_high"] == pytest.approx(11 + 4.3027, abs=1e-4)
+    monkeypatch.setattr("flexbench.report.statistics.MOST_RESAMPLED_AT_ONCE", 46)
+    (table,) = tables_of(*runs)
+    interval = bootstrap_interval([10.0, 13.0, 10.0])
+    assert table.rows[0].values["throughput_ci_high"] == pytest.approx(interval[1])
+
+
 def test_a_hundred_thousand_runs_at_once():
     with RunStore() as store:
         store.connection.execute(
@@ -410,6 +422,11 @@ def test_the_best_of_each_figure_is_marked():
 def test_rows_that_cannot_be_compared_have_no_best(other):
     (table,) = tables_of(known(), known(batch_size=2, **other))
     assert marked(table.rows) == [[], []]
+
+
+def test_what_is_the_same_everywhere_is_nowhere_best():
+    (table,) = tables_of(known(mean_latency=1.0), known(batch_size=2, mean_latency=2.0))
+    assert marked(table.rows) == [["mean_latency_mean", "mean_latency_median"], []]
 
 
 def test_client_limited_points_and_mixtures_are_never_best():
