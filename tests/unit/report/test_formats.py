@@ -179,7 +179,7 @@ def test_rows_that_look_alike_are_told_apart_instead_of_showing_more_figures():
     wide, narrow = shown(alike, width=40), shown(alike, width=21)
     assert "same" in wide[-1]
     assert "2.5" in wide[-1]
-    assert [line.split() for line in narrow if line.startswith("a")] == [
+    assert [line.split() for line in narrow if line.startswith("a ")] == [
         ["a", "true", "1.5"],
         ["a", "false", "1.5"],
     ]
