@@ -74,6 +74,7 @@ def describe_machine() -> dict[str, Any]:
         "os": platform.platform(),
         "cpu": cpu_model(),
         "num_cpus": num_cpus(),
+        "num_cpus_installed": os.cpu_count(),
         "memory_bytes": memory_bytes(),
         "gpus": [{"name": gpu.name, "memory_bytes": gpu.memory_bytes} for gpu in list_gpus().gpus],
     }

@@ -74,7 +74,7 @@ def run_of(record: Mapping[str, Any], origin: Origin) -> Run:
         basis=PROJECTED if find_flag(figures, "projected") else MEASURED,
         dtype=find_text(model, "dtype"),
         topology=counted(num_stages, "stage"),
-        machine=find_machine(record),
+        machine=find_machine(record, is_bound=num_stages > 1),
         num_gpus=_num_gpus(record, num_stages),
         batch_size=count_of(load, "gpu_batch_size"),
         num_micro_batches=num_batches * count_of(load, "num_inner_iterations"),

@@ -39,10 +39,16 @@ class Origin:
     """The same for copies to the last byte."""
 
 
-def find_machine(record: Mapping[str, Any]) -> str | None:
-    """CPU, number of CPUs and GPUs in words; None where the record does not say."""
+def find_machine(record: Mapping[str, Any], *, is_bound: bool = False) -> str | None:
+    """CPU, number of CPUs and GPUs in words; None where the record does not say.
+
+    CPUs are those that the run could use. With `is_bound`, the process that wrote the record had a
+    part of them only, and all that the machine has are counted, if the record says how many.
+    """
     machine = find_object(record, "machine")
     num_cpus = find_count(machine, "num_cpus")
+    if is_bound:
+        num_cpus = find_count(machine, "num_cpus_installed") or num_cpus
     parts = [find_text(machine, "cpu"), None if num_cpus is None else counted(num_cpus, "CPU")]
     gpus = Counter(find_text(as_object("each GPU", gpu), "name") or "GPU" for gpu in _gpus(machine))
     parts += [f"{number} x {name}" for name, number in gpus.items()]

@@ -14,13 +14,20 @@ from hypothesis import strategies as st
 from flexbench.core.results import CONFIGURATION_COLUMNS
 from flexbench.report.reading import dist, petals, server_config, serving
 from flexbench.report.reading.fields import RecordError
-from flexbench.report.reading.parts import MOST_LATENCIES, Origin, model_name, sample_of
+from flexbench.report.reading.parts import (
+    MOST_LATENCIES,
+    Origin,
+    find_machine,
+    model_name,
+    sample_of,
+)
 from flexbench.report.runs import DUMMY, MEASURED, PROJECTED, REAL
 from flexbench.serving.config import Arrival
 from flexbench.serving.config import Load as ServingLoad
 from flexbench.serving.figures import compute_figures
 from flexbench.serving.point_files import result_row
 from tests.unit.report.reading.samples import (
+    CPU_MACHINE,
     GPU_MACHINE,
     SERVING_PROMPTS,
     STARTED_AT,
@@ -384,3 +391,11 @@ def test_whatever_stands_in_a_record_it_is_a_run_or_an_error(read, record, data)
     record = changed(record, path, data.draw(ODD))
     with suppress(RecordError):  # and nothing else
         read(record)
+
+
+def test_ranks_of_a_pipeline_are_bound_to_parts_of_the_machine():
+    """Under mpirun, the process that writes the record may use one core."""
+    machine = CPU_MACHINE | {"num_cpus": 1, "num_cpus_installed": 16}
+    assert find_machine({"machine": machine}) == "AMD EPYC, 1 CPU"
+    assert find_machine({"machine": machine}, is_bound=True) == "AMD EPYC, 16 CPUs"
+    assert find_machine({"machine": CPU_MACHINE}, is_bound=True) == "AMD EPYC, 2 CPUs"

@@ -126,7 +126,9 @@ def test_what_is_named_has_to_be_there(tmp_path):
     with pytest.raises(InputFileError, match="cannot be read: embedded null"):
         find_files([Path("a\x00b.tsv")])
     os.mkfifo(tmp_path / "pipe.tsv")
-    with pytest.raises(InputFileError, match="is a pipe or a device; reports read files and folders"):
+    with pytest.raises(
+        InputFileError, match="is a pipe or a device; reports read files and folders"
+    ):
         find_files([tmp_path / "pipe.tsv"])
 
 
