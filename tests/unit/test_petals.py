@@ -223,7 +223,7 @@ def test_appending_to_the_results_of_another_model_is_noted(tmp_path):
     other = PetalsConfig(prefix="opt-350m", num_servers=3, **here)
     bench._warn_of_other_subject(results, make_plan(other), notes)
     assert len(notes.texts) == 1
-    assert "another prefix, num_servers, which a report cannot tell" in notes.texts[0]
+    assert "another prefix, num_servers. Only the records beside it" in notes.texts[0]
 
 
 def test_errors_name_the_option():
