@@ -15,6 +15,7 @@ from typer.main import get_command
 from flexbench import __version__
 from flexbench.core.errors import FlexbenchError, Interrupted, RegressionFoundError
 from flexbench.core.options import QuickParsing
+from flexbench.core.printable import printable_lines
 
 # Name, the module whose `app` is a Typer app with this one command, and its line in the overview. A
 # module is imported when its command is used: `flexbench --help` has to wait for none of them.
@@ -88,9 +89,9 @@ def _show(error: FlexbenchError) -> None:
     # Plain text: a message may hold paths and peers' words, which are not markup.
     is_error = not isinstance(error, Interrupted | RegressionFoundError)
     prefix = "Error: " if is_error else ""
-    typer.echo(f"{prefix}{error.message}", err=True)
+    typer.echo(f"{prefix}{printable_lines(error.message)}", err=True)
     if error.details:
-        typer.echo(f"\n{error.details}", err=True)
+        typer.echo(f"\n{printable_lines(error.details)}", err=True)
 
 
 app = typer.Typer(

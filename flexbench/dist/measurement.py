@@ -8,8 +8,9 @@ from typing import Any
 
 from flexbench.core import metrics
 from flexbench.core.results import ResultRow
+from flexbench.core.timeline import COLUMNS
 from flexbench.dist.schedule import Workload, idle_fraction
-from flexbench.dist.timeline import COLUMNS, Span
+from flexbench.dist.timeline import Span
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
+from flexbench.core.timeline import What
 
 Span = tuple[str, float, float]
-COLUMNS = ("what", "start_s", "end_s")
 # A record is to stay readable: 500 waits are some hundred tokens of a pipeline.
 _MAX_WAITS = 500
 # Shorter ones cannot be seen, and are what looking at the clock costs.
 _SHORTEST_S = 20e-6
 _DECIMALS = 6
-
-
-class What(StrEnum):
-    """What a stage did in a span."""
-
-    COMPUTING = "computing"
-    """Whatever is not one of the others."""
-    LOADING = "loading"
-    """Stood still for loads and stores of weights, cache and activations."""
-    SENDING = "sending"
-    """Waited for the next stage to take a message."""
-    WAITING = "waiting"
-    """Waited for the stage before."""
 
 
 class Timeline:

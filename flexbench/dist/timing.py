@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from flexbench.core.timeline import What
 from flexbench.dist.lanes import synchronize
 from flexbench.dist.schedule import Step
-from flexbench.dist.timeline import Timeline, What
+from flexbench.dist.timeline import Timeline
 
 
 @dataclass(kw_only=True)

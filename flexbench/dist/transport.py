@@ -14,8 +14,9 @@ import torch
 from torch import distributed
 
 from flexbench.core.errors import WorkerError
+from flexbench.core.timeline import What
 from flexbench.dist.lanes import synchronize
-from flexbench.dist.timeline import Timeline, What
+from flexbench.dist.timeline import Timeline
 
 
 class PeerError(WorkerError):

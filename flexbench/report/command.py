@@ -66,4 +66,6 @@ def report(
         made = make_report(config, selection, progress)
     write(made, config)
     if made.comparison is not None and made.comparison.has_regression:
-        raise RegressionFoundError(made.comparison.verdict)
+        found = RegressionFoundError(made.comparison.verdict)
+        found.is_shown = output_format is Format.TABLE and output is None  # below the table
+        raise found

@@ -61,14 +61,6 @@ class ReportConfig:
             )
         if self.output is not None and self.output.is_dir():
             raise ConfigError("--output", f"{self.output} is a folder; give it a file's name")
-        if self.output is not None:
-            self._check_is_no_input(self.output)
-
-    def _check_is_no_input(self, output: Path) -> None:
-        """Reports never change what they read."""
-        target = output.resolve()
-        if any(path.resolve() == target for path in (*self.paths, *self.baseline)):
-            raise ConfigError("--output", f"{output} is one of the files to read")
 
 
 def parse_share(option: str, text: str) -> float:

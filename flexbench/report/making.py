@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flexbench.core.errors import InputFileError
+from flexbench.core.errors import ConfigError, InputFileError
 from flexbench.core.progress import Progress
 from flexbench.report.charts.chart import Chart, PlotKind
 from flexbench.report.charts.making import make_charts
 from flexbench.report.comparison import Comparison, compare
 from flexbench.report.config import ALL_PLOTS, Format, ReportConfig
-from flexbench.report.formats.cells import format_figure
+from flexbench.report.interruption import stoppable
 from flexbench.report.prediction_table import prediction_table
 from flexbench.report.predictions import Prediction
 from flexbench.report.reading import Reading, read_all
+from flexbench.report.reading.files import find_files
 from flexbench.report.selection import Selection, where
+from flexbench.report.sentences import summary_of
 from flexbench.report.store import RunStore
 from flexbench.report.summary import summarize
 from flexbench.report.systems import compare_systems
@@ -36,6 +39,8 @@ _TITLE = ("system", "model", "started_at")
 class Report:
     """All that a report says, in no format yet."""
 
+    subject: str
+    """What was read."""
     summary: tuple[str, ...]
     """The answer in sentences."""
     tables: tuple[Table, ...]
@@ -46,8 +51,6 @@ class Report:
     comparison: Comparison | None
     notes: tuple[str, ...]
     """What is in no figure, and why."""
-    skipped: tuple[str, ...]
-    """The first malformed lines that were skipped, with their reasons."""
 
 
 def make_report(config: ReportConfig, selection: Selection, progress: Progress) -> Report:
@@ -56,30 +59,40 @@ def make_report(config: ReportConfig, selection: Selection, progress: Progress) 
     Raises InputFileError for what cannot be read, or has nothing to report, and ConfigError for a
     selection that cannot be made, or would mix runs that cannot be compared.
     """
-    with RunStore() as store:
+    _check_output(config)
+    with stoppable(), RunStore() as store:
         reading = _select(store, _read(config.paths, store, config, progress), selection)
         comparison = _compare(config, selection, store, progress)
-        is_page = config.output_format is Format.HTML
-        tables = (
-            [comparison.table]
-            if comparison is not None and not is_page
-            # Of a comparison the order is asked for; the columns of other tables are others.
-            else _tables(config, _unsorted(selection, comparison), store, reading)
-        )
-        if comparison is not None and is_page:
-            tables = [comparison.table, *tables]
+        tables = _tables(config, selection, store, reading, comparison)
         if not any(table.rows for table in tables):
             raise InputFileError(_names(config.paths), "no runs in there that are selected")
+        is_page = config.output_format is Format.HTML
         return Report(
-            summary=tuple(_summary(store, reading, comparison)),
+            subject=_subject(config),
+            summary=tuple(summary_of(store, reading, tables)),
             tables=tuple(tables),
             charts=tuple(_charts(config, store, reading)),
             runs=tuple(_details(store, tables)) if is_page else (),
             num_runs=len(store),
             comparison=comparison,
             notes=tuple(_notes(reading)),
-            skipped=reading.first_skipped,
         )
+
+
+def _check_output(config: ReportConfig) -> None:
+    """Reports never change what they read, baseline included."""
+    if config.output is None or not config.output.exists():
+        return
+    files, _ = find_files((*config.paths, *config.baseline))
+    if any(os.path.samefile(config.output, file.path) for file in files):
+        raise ConfigError("--output", f"{config.output} is one of the files to read")
+
+
+def _subject(config: ReportConfig) -> str:
+    """What the report is about."""
+    if not config.baseline:
+        return f"Results in {_names(config.paths)}"
+    return f"Results in {_names(config.paths)}, compared with {_names(config.baseline)}"
 
 
 def _read(
@@ -94,8 +107,7 @@ def _read(
         )
         phase.advance()
     if reading.num_skipped:
-        lines = "line" if reading.num_skipped == 1 else "lines"
-        progress.note(f"Skipped {reading.num_skipped} malformed {lines}.")
+        progress.note("\n  ".join((f"{_skipped(reading)}:", *reading.first_skipped)))
     if not len(store) and not reading.predictions:
         raise InputFileError(_names(paths), "no runs in there")
     return reading
@@ -131,19 +143,26 @@ def _compare(
 
 
 def _tables(
-    config: ReportConfig, selection: Selection, store: RunStore, reading: Reading
+    config: ReportConfig,
+    selection: Selection,
+    store: RunStore,
+    reading: Reading,
+    comparison: Comparison | None,
 ) -> list[Table]:
-    tables = summarize(store, selection)
+    """All tables; of a comparison only its own, unless they are for a page."""
+    if comparison is not None:
+        if config.output_format is not Format.HTML:
+            return [comparison.table]
+        # Of a comparison the order is asked for; the columns of other tables are others.
+        selection = replace(selection, sort=())
+    tables = [] if comparison is None else [comparison.table]
+    tables += summarize(store, selection)
     systems = compare_systems(store, selection, with_published=config.published)
     if systems is not None:
         tables.append(systems)
     if reading.predictions:
         tables.append(prediction_table(reading.predictions))
     return tables
-
-
-def _unsorted(selection: Selection, comparison: Comparison | None) -> Selection:
-    return selection if comparison is None else replace(selection, sort=())
 
 
 def _charts(config: ReportConfig, store: RunStore, reading: Reading) -> list[Chart]:
@@ -158,56 +177,15 @@ def _charts(config: ReportConfig, store: RunStore, reading: Reading) -> list[Cha
     return make_charts(store, reading.predictions, reading.curves, kinds)
 
 
+def _skipped(reading: Reading) -> str:
+    what = "line or record" if reading.num_skipped == 1 else "lines and records"
+    first = len(reading.first_skipped)
+    only = f" (the first {first} follow)" if reading.num_skipped > first else ""
+    return f"Skipped {reading.num_skipped:,} malformed {what}{only}"
+
+
 def _names(paths: Sequence[Path]) -> str:
     return ", ".join(map(str, paths))
-
-
-# --- in words ---
-
-
-def _summary(store: RunStore, reading: Reading, comparison: Comparison | None) -> Iterator[str]:
-    if comparison is not None:
-        yield comparison.verdict
-    yield _counts(store, reading)
-    yield from _highest(store)
-
-
-def _counts(store: RunStore, reading: Reading) -> str:
-    systems = store.rows(
-        "SELECT system, count(*) AS num_runs FROM runs GROUP BY system"
-        " ORDER BY num_runs DESC, system"
-    )
-    parts = [
-        f"{row['num_runs']:,} of {row['system']}"
-        if row["system"] is not None
-        else f"{row['num_runs']:,} without a record"
-        for row in systems
-    ]
-    if reading.predictions:
-        parts.append(f"{len(reading.predictions):,} predicted figures of servers")
-    runs, files = (
-        f"1 {noun}" if count == 1 else f"{count:,} {noun}s"
-        for count, noun in ((len(store), "run"), (reading.num_files, "file"))
-    )
-    return f"{runs} from {files}: {', '.join(parts)}."
-
-
-def _highest(store: RunStore) -> Iterator[str]:
-    """The best throughput of each system, with what it was reached."""
-    for row in store.rows(
-        "SELECT system, model, dtype, weights, basis, machine, num_processes, batch_size,"
-        " throughput, mean_latency FROM runs WHERE throughput IS NOT NULL"
-        " AND coalesce(basis, 'measured') = 'measured' AND system IS NOT NULL"
-        " QUALIFY row_number() OVER (PARTITION BY system ORDER BY throughput DESC, id) = 1"
-        " ORDER BY system"
-    ):
-        about = [row["model"], row["dtype"], row["weights"] and f"{row['weights']} weights"]
-        latency = row["mean_latency"]
-        yield (
-            f"Highest throughput of {row['system']}: {format_figure(row['throughput'])} tokens/s"
-            + (f" at a mean latency of {format_figure(latency)} s" if latency is not None else "")
-            + f" ({', '.join(part for part in about if part)})."
-        )
 
 
 def _notes(reading: Reading) -> Iterator[str]:
@@ -217,6 +195,8 @@ def _notes(reading: Reading) -> Iterator[str]:
     ):
         if count:
             yield f"Records of runs {what}, which are in no figure: {count:,}."
+    if reading.num_skipped:
+        yield f"{_skipped(reading)}: {'; '.join(reading.first_skipped)}"
 
 
 def _details(store: RunStore, tables: Sequence[Table]) -> Iterator[RunDetails]:

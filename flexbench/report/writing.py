@@ -12,6 +12,7 @@ import typer
 
 from flexbench import __version__
 from flexbench.core.errors import ConfigError, FlexbenchError
+from flexbench.core.printable import printable
 from flexbench.core.progress import Progress, Silence, progress_console, show_progress
 from flexbench.core.results import utc_now
 from flexbench.core.whole_files import replace_file
@@ -88,7 +89,7 @@ def _page(made: Report) -> str:
         tables=made.tables,
         charts=made.charts,
         runs=made.runs,
-        notes=(*made.notes, *(f"Skipped: {line}" for line in made.skipped)),
+        notes=made.notes,
         num_runs=made.num_runs,
         versions={"flexbench": __version__, "Python": platform.python_version()},
     )
@@ -127,7 +128,6 @@ def _write_tables(made: Report, config: ReportConfig) -> None:
 def _print(made: Report, config: ReportConfig, console: Console) -> None:
     from rich.text import Text
 
-    from flexbench.report.formats.cells import printable
     from flexbench.report.formats.terminal import show
 
     show(made.tables, console)

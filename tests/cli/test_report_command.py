@@ -97,14 +97,15 @@ def test_skipped_lines_are_counted(files):
     result = report(*files, "--skip-invalid", "--format", "json")
     assert result.exit_code == 0
     assert [group["num_runs"] for group in json.loads(result.stdout)] == [2, 1]
-    assert result.stderr == "Skipped 2 malformed lines.\n"
+    assert result.stderr.splitlines()[0] == "Skipped 2 malformed lines and records:"
+    assert "original.tsv:3: expected 7 tab-separated columns, found 1" in result.stderr
 
 
 def test_skipped_lines_are_counted_even_when_nothing_is_left(tmp_path):
     (tmp_path / "rows.tsv").write_text("nonsense\n")
     result = report(str(tmp_path / "rows.tsv"), "--skip-invalid")
     assert result.exit_code == 2
-    assert result.stderr.startswith("Skipped 1 malformed line.\n")
+    assert result.stderr.startswith("Skipped 1 malformed line or record:\n")
     assert "no runs in there" in result.stderr
 
 
@@ -235,7 +236,8 @@ def test_malformed_records_are_named_or_counted(tmp_path, line, reason):
     assert reason in result.stderr
     skipped = report(str(path), "--skip-invalid")
     assert skipped.exit_code == 0
-    assert "Skipped 1 malformed line." in skipped.stderr
+    assert "Skipped 1 malformed line or record:" in skipped.stderr
+    assert reason in skipped.stderr
 
 
 def test_runs_and_predictions_are_two_tables(tmp_path, files):

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from flexbench.core import environment, errors, metrics
 from flexbench.core.options import QuickCommand, repeat_options
+from flexbench.core.printable import printable, printable_lines
 from flexbench.core.units import format_bytes, format_seconds
 
 
@@ -193,3 +194,10 @@ def test_plain_values_are_what_typer_would_have_made_of_them(words, tmp_path):
         quick, usual = run(QuickCommand, *more), run(None, *more)
         assert quick.exit_code == usual.exit_code == 2
         assert quick.output == usual.output
+
+
+def test_texts_of_others_cannot_command_a_terminal():
+    hostile = "a\x1b]0;title\x07b\u202ec\ud800\r\nd"
+    assert printable(hostile) == "a\ufffd]0;title\ufffdb\ufffdc\ufffd d"
+    assert printable_lines(hostile) == "a\ufffd]0;title\ufffdb\ufffdc\ufffd\ufffd\nd"
+    assert printable_lines("two\n\tlines") == "two\n\tlines"

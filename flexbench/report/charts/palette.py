@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from flexbench.dist.timeline import What
+from flexbench.core.timeline import What
 from flexbench.report.charts.timeline import REST
 
 LIGHT_BACKGROUND = "#ffffff"

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
-from flexbench.dist.timeline import What
+from flexbench.core.timeline import What
 from flexbench.report.charts.canvas import Canvas, Place, Scale
 from flexbench.report.charts.chart import Axis, Bar, Chart, ChartKind, PointMark, Series
 from flexbench.report.charts.palette import BAR_COLORS, COLORS

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
-from flexbench.dist.timeline import What
+from flexbench.core.timeline import What
 from flexbench.report.charts.chart import MOST_POINTS, Axis, Bar, Chart, ChartKind, Series
 from flexbench.report.charts.selected import KEY, SelectedRuns
 from flexbench.report.charts.sweeps import is_number

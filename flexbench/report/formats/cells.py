@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from flexbench.core.printable import printable
 from flexbench.core.units import format_bytes
 from flexbench.report.table import Column, Kind, Row
 
 NOT_KNOWN = "-"
 BEST = "*"
-_UNPRINTABLE = "\N{REPLACEMENT CHARACTER}"
 
 
 def cell(column: Column, row: Row) -> str:
@@ -19,6 +19,8 @@ def cell(column: Column, row: Row) -> str:
         return NOT_KNOWN
     if isinstance(value, str):
         return printable(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     match column.kind:
         case Kind.RATIO:
             return f"{value:.3f}" if abs(value) < 1e6 else format_figure(value)
@@ -45,9 +47,3 @@ def format_quantity(value: float, unit: Any) -> str:
     if unit == "bytes":
         return format_bytes(value)
     return f"{format_figure(value)} {printable(str(unit))}" if unit else format_figure(value)
-
-
-def printable(text: str) -> str:
-    """A text from a file: nothing in it moves a cursor, changes a colour or begins a line."""
-    words = " ".join(text.split())
-    return "".join(c if c.isprintable() else _UNPRINTABLE for c in words)

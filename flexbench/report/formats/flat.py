@@ -12,6 +12,7 @@ from flexbench.report.table import Row, Table
 
 _TABLE = "table"
 _MIXED = "mixed"
+_FORMULA_BEGINS = ("=", "+", "-", "@", "\t", "\r")
 
 
 def to_json(tables: Sequence[Table]) -> str:
@@ -26,8 +27,13 @@ def to_csv(tables: Sequence[Table]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=names, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(records)
+    writer.writerows({name: _harmless(value) for name, value in one.items()} for one in records)
     return text.getvalue().rstrip("\n")
+
+
+def _harmless(value: Any) -> Any:
+    """Spreadsheets take a text that begins like this for a formula, and carry it out."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_BEGINS) else value
 
 
 def _records(tables: Sequence[Table]) -> list[dict[str, Any]]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from flexbench.report.formats.cells import cell, printable
+from flexbench.core.printable import printable
+from flexbench.report.formats.cells import cell
 from flexbench.report.table import Column, Kind, Row, Table
 
 # What would end a cell, or be markup in it.

@@ -9,7 +9,8 @@ from rich.console import Console, RenderableType
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from flexbench.report.formats.cells import BEST, cell, printable
+from flexbench.core.printable import printable
+from flexbench.report.formats.cells import BEST, cell
 from flexbench.report.formats.fitting import columns_that_fit
 from flexbench.report.table import Column, Kind, Row, Table
 

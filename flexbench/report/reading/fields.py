@@ -97,6 +97,19 @@ def number_of(values: Mapping[str, Any], name: str) -> float | None:
     return None if value is None else as_number(name, value)
 
 
+def measurement_of(values: Mapping[str, Any], name: str) -> float | None:
+    """The number of at least 0, or null, that has to stand there."""
+    value = number_of(values, name)
+    if value is not None and value < 0:
+        raise RecordError(f"{name} must be a number of at least 0, not {quote(value)}")
+    return value
+
+
+def find_measurement(values: Mapping[str, Any], name: str) -> float | None:
+    """The number of at least 0 there; None where there is none."""
+    return None if values.get(name) is None else measurement_of(values, name)
+
+
 def find_number(values: Mapping[str, Any], name: str) -> float | None:
     """The number there; None where there is none."""
     return None if values.get(name) is None else number_of(values, name)

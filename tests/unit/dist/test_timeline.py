@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from flexbench.dist.timeline import Timeline, What
+from flexbench.core.timeline import What
+from flexbench.dist.timeline import Timeline
 
 
 def test_what_lies_between_waits_is_computing() -> None:

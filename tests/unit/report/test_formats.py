@@ -184,3 +184,10 @@ def test_rows_that_look_alike_are_told_apart_instead_of_showing_more_figures():
         ["a", "false", "1.5"],
     ]
     assert any("other" in line and "more" in line for line in narrow)
+
+
+def test_names_in_csv_are_no_formulas_and_numbers_stay_numbers():
+    text = to_csv([table(row('=cmd|" /C calc"!A0', 4, -22.5))])
+    (line,) = csv.DictReader(io.StringIO(text))
+    assert line["model"].startswith("'=")
+    assert line["throughput_mean"] == "-22.5"

@@ -9,11 +9,12 @@ import pytest
 
 from flexbench.core.errors import InputFileError
 from flexbench.report.reading import records as reading_records
-from flexbench.report.reading import requests
+from flexbench.report.reading import read_all, requests
 from flexbench.report.reading.fields import RecordError
 from flexbench.report.reading.files import Kind, ResultFile
 from flexbench.report.reading.records import Curve, Failure, Foreign, read_records
 from flexbench.report.runs import Run
+from flexbench.report.store import RunStore
 from tests.unit.report.reading.samples import (
     curve_record,
     dist_record,
@@ -259,3 +260,14 @@ def test_failures_of_a_point_and_its_line_are_one(tmp_path):
     (whole,), (line,) = read(path, Kind.RECORD), read(tmp_path / "serving.jsonl")
     assert isinstance(whole, Failure)
     assert whole == line
+
+
+@pytest.mark.parametrize("name", ["throughput", "mean_latency"])
+def test_a_record_has_no_negative_measurements_any_more_than_a_row(tmp_path, name):
+    record = petals_record()
+    record["figures"][name] = -5.0
+    path = write_lines(tmp_path / "petals.jsonl", record)
+    with RunStore() as store, pytest.raises(InputFileError) as caught:
+        read_all([path], store, skip_invalid=False)
+    assert f"{name} must be a number of at least 0, not -5.0" in str(caught.value)
+    assert caught.value.line == 1
