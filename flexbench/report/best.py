@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from flexbench.report.figures import is_higher_better
 from flexbench.report.groups import Group
-from flexbench.report.runs import GATE_COLUMNS
+from flexbench.report.runs import GATE_COLUMNS, PROJECTED
 from flexbench.report.statistics import Spread
 
 # More tokens a prompt are more work: only rows with as many of both can be compared.
@@ -20,8 +20,8 @@ _STATISTICS: dict[str, Callable[[Spread], float]] = {
 def best_columns(groups: Sequence[Group], figures: Sequence[str]) -> list[frozenset[str]]:
     """Of each group, the columns in which it is best, such as throughput_mean; of equals, each.
 
-    Groups that are mixed or client-limited are never best, nor is one that stands alone, or is like
-    all others.
+    Groups that are mixed, projected or client-limited are never best, nor is one that stands alone,
+    or is like all others.
     """
     marks: list[set[str]] = [set() for _ in groups]
     for places in _comparable(groups):
@@ -45,7 +45,7 @@ def _comparable(groups: Sequence[Group]) -> list[list[int]]:
     """The places of groups that can be compared with each other."""
     sets: dict[tuple[object, ...], list[int]] = {}
     for place, group in enumerate(groups):
-        if group.mixed or group.num_client_limited:
+        if group.mixed or group.num_client_limited or group.gate["basis"] == PROJECTED:
             continue
         gate = (group.gate[name] for name in GATE_COLUMNS)
         lengths = (group.keys.get(name) for name in _LENGTHS)

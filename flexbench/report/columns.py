@@ -9,7 +9,7 @@ from typing import Any
 from flexbench.core.results import CONFIGURATION_COLUMNS
 from flexbench.report.figures import MAIN_FIGURES, figures_of, heading_of, help_of
 from flexbench.report.gate import in_words
-from flexbench.report.groups import Group
+from flexbench.report.groups import LOADS, Group
 from flexbench.report.runs import GATE_COLUMNS, IDENTITY_COLUMNS
 from flexbench.report.selection import CI, MEAN, Selection, percentile_name
 from flexbench.report.statistics import Spread
@@ -41,11 +41,13 @@ _HELP = {
 }
 _SYSTEMS_WITH_ALL_COLUMNS = (None, "petals", "dist")
 LENGTHS = ("sequence_length", "max_tokens")
-_LOADS = ("concurrency", "rate_per_s")
 _LONGEST_LINE = 10
 
 # The first ones go last where a terminal is too narrow.
-_OF_GATE, _OF_RUNS, _OF_FIGURES, _OF_CONSTANTS, _OF_LONG, _OF_SETUP, _OF_ENDS = range(1, 8)
+_OF_GATE, _OF_RUNS, _OF_CONSTANTS, _OF_FIGURES, _OF_SETUP, _OF_ENDS = range(1, 7)
+# Without them a projection looks like a measurement, and dummy weights like a model.
+_NEVER_LEFT_OUT = ("model", "basis", "weights")
+_LEAST_SHARE_OF_LOAD = 0.25
 
 Describing = Sequence[Mapping[str, Any]]
 """Of each row of a table: what it is grouped by, and what is known of it besides."""
@@ -61,8 +63,14 @@ def configuration_columns(
     shown: list[str] = []
     for name in names:
         values = {row.get(name) for row in rows}
+        num_known = sum(row.get(name) is not None for row in rows)
         is_shown, priority = _visibility(
-            name, values, system=system, group_by=group_by, has_load=has_load
+            name,
+            values,
+            system=system,
+            group_by=group_by,
+            has_load=has_load,
+            share_known=num_known / len(rows),
         )
         # Some options repeat a column of the results file.
         if is_shown and group_by is None and name not in IDENTITY_COLUMNS:
@@ -160,14 +168,14 @@ def statistics_of(selection: Selection) -> dict[str, Callable[[Spread], float | 
 def kind_of(values: Collection[Any]) -> Kind:
     """How the values of a column are written."""
     known = [value for value in values if value is not None]
-    if not known or not all(isinstance(value, int | float) for value in known):
+    if not known or any(isinstance(value, bool | str) for value in known):
         return Kind.TEXT
     return Kind.COUNT if all(isinstance(value, int) for value in known) else Kind.FIGURE
 
 
 def is_load(name: str) -> bool:
     """Whether an option of serving is the load itself: 'load.concurrency'."""
-    return name.rpartition(".")[2] in _LOADS
+    return name.rpartition(".")[2] in LOADS
 
 
 def _visibility(
@@ -177,15 +185,16 @@ def _visibility(
     system: str | None,
     group_by: Sequence[str] | None,
     has_load: bool,
+    share_known: float,
 ) -> tuple[bool, int]:
     """Whether people see a column, and how early it goes where a terminal is narrow."""
     varies = len(values) > 1
     if group_by is not None:
-        return (True, 0) if name in group_by else (varies, _OF_GATE)
+        return (True, 0) if name in group_by else (varies, _priority_of_gate(name))
     if name == "topology" and system == "dist":
         return False, _OF_GATE  # as many stages as processes
     if name in GATE_COLUMNS:
-        return varies, _OF_LONG if name == "machine" else _OF_GATE
+        return varies, _priority_of_gate(name)
     if name in CONFIGURATION_COLUMNS:
         if system in _SYSTEMS_WITH_ALL_COLUMNS:
             return True, 0 if varies else _OF_CONSTANTS
@@ -194,8 +203,13 @@ def _visibility(
             return not has_load, 0
         return varies and (system != "serving" or name in LENGTHS), 0
     if system == "serving" and is_load(name):
-        return any(value is not None for value in values), 0
+        is_of_many = share_known >= _LEAST_SHARE_OF_LOAD
+        return share_known > 0, 0 if is_of_many else _OF_SETUP
     return varies, _OF_SETUP
+
+
+def _priority_of_gate(name: str) -> int:
+    return 0 if name in _NEVER_LEFT_OUT else _OF_GATE
 
 
 def _are_same(rows: Describing, name: str, other: str) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from flexbench.core.metrics import (
     E2E,
+    ERROR_RATE,
     IN_FLIGHT,
     METRICS,
     OUTPUT_TOKENS_PER_S,
@@ -113,6 +114,26 @@ def is_higher_better(figure: str) -> bool | None:
 def is_speed(figure: str) -> bool:
     """Whether better means faster."""
     return unit_of(figure) in _SPEED_UNITS
+
+
+def is_share(figure: str) -> bool:
+    """Whether it is a share of something, from 0 to 1."""
+    metric = metric_of(figure)
+    return metric is not None and metric.unit == "1"
+
+
+def is_difference(figure: str) -> bool:
+    """Whether it changes by a difference of shares, not by a ratio: errors are mostly 0."""
+    metric = metric_of(figure)
+    return metric is not None and metric.name == ERROR_RATE.name
+
+
+def percentile_of_figure(figure: str) -> float | None:
+    """'ttft_p99' -> 99.0; None of what is no percentile."""
+    match = _STATISTIC.search(figure)
+    if match is None or not match["name"].startswith("p"):
+        return None
+    return float(match["name"][1:].replace("_", "."))
 
 
 def unit_of(figure: str) -> str:

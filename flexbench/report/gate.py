@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flexbench.core.errors import ConfigError
-from flexbench.report.formats.cells import printable
+from flexbench.core.printable import printable
 from flexbench.report.runs import GATE_COLUMNS
 from flexbench.report.selection import NOT_KNOWN
 
@@ -32,6 +32,8 @@ def in_words(value: Any) -> str:
     """A value of a configuration on one line, not too long, whatever file it comes from."""
     if value is None:
         return NOT_KNOWN
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     text = f"{value:g}" if isinstance(value, float) else printable(str(value))
     return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 3]}..."
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from flexbench.core.errors import FlexbenchError
 from flexbench.report.gate import Mixture, averaging_error
-from flexbench.report.groups import COLUMNS, SETUP, Group, GroupMaker, order_of_group
+from flexbench.report.groups import COLUMNS, SETUP, Group, GroupMaker, keys_of, order_of_group
 from flexbench.report.runs import GATE_COLUMNS, IDENTITY_COLUMNS
 from flexbench.report.selection import NOT_KNOWN, Selection, where
 from flexbench.report.spreads import (
@@ -26,8 +26,10 @@ from flexbench.report.spreads import (
     spreads_of,
 )
 from flexbench.report.statistics import MOST_RESAMPLED, Array, Spread, is_affordable
+from flexbench.report.store import COLUMNS as STORED
 from flexbench.report.store import RunStore
 
+SYSTEM = "system"
 _FIRST_RUNS = 10
 _BATCH_OF_GROUPS = 10_000
 _BATCH_OF_VALUES = 200_000
@@ -48,16 +50,24 @@ _WHOLE_KEYS = {
 
 
 def read_groups(
-    store: RunStore, selection: Selection, figures: Sequence[str], *, keep_samples: bool = False
+    store: RunStore,
+    selection: Selection,
+    figures: Sequence[str],
+    *,
+    keep_samples: bool = False,
+    only_with_figures: bool = False,
 ) -> list[Group]:
     """The selected runs in groups, ordered by what they were grouped by.
+
+    With `only_with_figures`, runs that have none of the figures are as if they were not there.
 
     Raises ConfigError for columns and figures that there are not, and for groups that would average
     runs of different things, unless the selection allows that; FlexbenchError where memory and disk
     together are too small.
     """
     try:
-        return _Grouping(store, selection, figures).groups(keep_samples=keep_samples)
+        grouping = _Grouping(store, selection, figures, only_with_figures=only_with_figures)
+        return grouping.groups(keep_samples=keep_samples)
     except duckdb.Error as error:
         reason = str(error).partition("\n")[0]
         raise FlexbenchError(f"the runs could not be grouped: {reason}") from error
@@ -66,15 +76,24 @@ def read_groups(
 class _Grouping:
     """The SQL of one grouping. Columns are named by place: k0 a key, g0 a gate, f0 a figure."""
 
-    def __init__(self, store: RunStore, selection: Selection, figures: Sequence[str]) -> None:
+    def __init__(
+        self,
+        store: RunStore,
+        selection: Selection,
+        figures: Sequence[str],
+        *,
+        only_with_figures: bool,
+    ) -> None:
         self._store = store
         self._connection = store.connection
         self._selection = selection
         self._figures = tuple(figures)
+        self._only_with_figures = only_with_figures
         self._is_whole = selection.group_by is None
-        self._names = (
-            (*IDENTITY_COLUMNS, SETUP) if self._is_whole else (*(selection.group_by or ()),)
-        )
+        # Systems are never averaged: each has a table of its own.
+        names = dict.fromkeys((SYSTEM, *(selection.group_by or ())))
+        self._names = (*IDENTITY_COLUMNS, SETUP) if self._is_whole else tuple(names)
+        self._options = frozenset(self._names) - {*STORED, SETUP}
         self._keys = [f"k{number}" for number in range(len(self._names))]
         self._samples: dict[int, dict[str, Array]] = {}
 
@@ -83,11 +102,13 @@ class _Grouping:
         self._aggregate()
         mixed = {} if self._is_whole else self._mixed_values()
         bounds = self._bounds(keep_samples=keep_samples)
-        maker = GroupMaker(names=self._names, mixed=mixed, samples=self._samples)
+        maker = GroupMaker(
+            names=self._names, options=self._options, mixed=mixed, samples=self._samples
+        )
         groups = list(self._read(maker, bounds))
         for table in ("chosen", "grouped", "samples"):
             self._connection.execute(f"DROP TABLE IF EXISTS {table}")
-        if any(group.setup for group in groups):
+        if self._options or any(group.setup for group in groups):
             groups.sort(key=order_of_group)
         return groups
 
@@ -113,11 +134,14 @@ class _Grouping:
             f"WHERE {condition}",
             parameters,
         )
+        if self._only_with_figures:
+            nothing = " AND ".join(f"f{number} IS NULL" for number in range(len(self._figures)))
+            self._connection.execute(f"DELETE FROM chosen WHERE {nothing}")  # noqa: S608
 
     def _key(self, name: str) -> str:
         if self._is_whole:
             return _WHOLE_KEYS.get(name, name)
-        return self._store.column(name, option="--group-by")
+        return self._store.column_as_json(name, option="--group-by")
 
     def _expressions(self) -> list[str]:
         return [self._store.figure(name, option="--figure") for name in self._figures]
@@ -177,7 +201,7 @@ class _Grouping:
             f"SELECT {', '.join(self._keys)} FROM grouped WHERE gid = ?",  # noqa: S608
             [gid],
         ).fetchone()
-        return dict(zip(self._names, row or (), strict=True))
+        return keys_of(self._names, self._options, row or ())
 
     def _same_keys(self, other: str) -> str:
         return " AND ".join(

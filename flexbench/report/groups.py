@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
@@ -12,9 +12,11 @@ from typing import Any
 from flexbench.report.gate import joined
 from flexbench.report.runs import GATE_COLUMNS
 from flexbench.report.selection import NOT_KNOWN
-from flexbench.report.statistics import Array, Spread
+from flexbench.report.statistics import Array, Sample, Spread
 
 SETUP = "setup"
+LOADS = ("concurrency", "rate_per_s")
+"""Options of serving: how much was asked of it at once."""
 COLUMNS = ("gid", "num_runs", "num_gpus", "num_limited", "num_late", "ids")
 """What a row of a grouped table begins with; keys, gates and aggregates of figures follow."""
 
@@ -52,12 +54,24 @@ class Group:
         spread = self.spreads.get(figure)
         return None if spread is None else spread.mean
 
+    def sample(self, figure: str) -> Sample | None:
+        """A figure's runs, to be compared with others; None where no run has it."""
+        spread = self.spreads.get(figure)
+        if spread is None:
+            return None
+        values = self.samples.get(figure)
+        if values is None and spread.count == 1:
+            return Sample.of([spread.mean])
+        return Sample(count=spread.count, mean=spread.mean, std=spread.std, values=values)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GroupMaker:
     """Makes groups of rows that hold COLUMNS, `names`, and the gate unless it is among them."""
 
     names: Sequence[str]
+    options: frozenset[str]
+    """Those of `names` whose values are JSON."""
     mixed: Mapping[int, MixedValues]
     samples: Mapping[int, Mapping[str, Array]]
 
@@ -65,7 +79,7 @@ class GroupMaker:
         """The group that a row stands for."""
         gid, num_runs, num_gpus, num_limited, num_late, ids = row[: len(COLUMNS)]
         end = len(COLUMNS) + len(self.names)
-        keys = dict(zip(self.names, row[len(COLUMNS) : end], strict=True))
+        keys = keys_of(self.names, self.options, row[len(COLUMNS) : end])
         mixed = self.mixed.get(gid, {})
         setup: Mapping[str, Any] = {}
         gate: Mapping[str, Any] = keys
@@ -88,10 +102,23 @@ class GroupMaker:
         )
 
 
+def keys_of(
+    names: Sequence[str], options: Collection[str], values: Sequence[Any]
+) -> dict[str, Any]:
+    """What a row was grouped by; the values of `options` are JSON."""
+    return {
+        name: json.loads(value) if value is not None and name in options else value
+        for name, value in zip(names, values, strict=True)
+    }
+
+
 def order_of_group(group: Group) -> tuple[Any, ...]:
-    """To sort groups by: as in SQL, but options whose values are numbers by their number."""
+    """To sort groups by: as in SQL, but options by their numbers, and loads before the rest."""
     options = (part for pair in sorted(group.setup.items()) for part in pair)
-    return tuple(order_of(value) for value in (*group.keys.values(), *options))
+    loads = [group.setup.get(name) for name in LOADS] if group.gate["system"] == "serving" else []
+    keys = list(group.keys.values())
+    first = [*keys[:2], *loads, *keys[2:]] if group.setup else keys
+    return tuple(order_of(value) for value in (*first, *options))
 
 
 def order_of(value: Any) -> tuple[int, float, str]:

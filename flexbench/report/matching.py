@@ -11,11 +11,19 @@ from flexbench.core.errors import ConfigError
 from flexbench.core.results import CONFIGURATION_COLUMNS
 from flexbench.report.gate import comparing_error, differences, in_words
 from flexbench.report.groups import Group
+from flexbench.report.runs import GATE_COLUMNS
 from flexbench.report.selection import Selection
+from flexbench.report.store import RunStore
 from flexbench.report.summary import describe
 
 _MOST_LOOKED_AT = 200
 _MOST_DIFFERENCES = 6
+_MOST_COMPARED = 1000
+_MOST_VALUES = 3
+# Where a service was reached says nothing of it.
+_ADDRESSES = ("url", "port", "address", "host")
+HOW_TO_MATCH = "--group-by the columns to match by, for instance --group-by model,num_processes"
+"""What to do where configurations differ that are to be compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +48,65 @@ class Matches:
 def match(old: Sequence[Group], new: Sequence[Group], selection: Selection) -> Matches:
     """Pair groups by what they are grouped by: their whole configuration, unless others were named.
 
+    Of a whole configuration the address of a service counts only where there is a choice.
     What is left is paired without the gate, so that nobody takes other things for the same: raises
     ConfigError for such a pair, unless the selection allows it, and where there is no pair at all.
     """
     rest = _Rest(old=list(old), new=list(new))
     pairs = rest.pair(_identity)
     if selection.group_by is None:
+        pairs += rest.pair(lambda group: (*group.keys.values(), _setup(group, _is_no_address)))
         pairs += rest.pair(_configuration)
+        pairs += rest.pair(lambda group: (*_columns(group), _setup(group, _is_no_address)))
         # A file without records tells nothing but its columns.
         pairs += rest.pair(_columns, only_if=_is_unknown)
     mixed = next((pair for pair in pairs if pair.differing), None)
     if mixed is not None and not selection.allow_mixed:
         raise comparing_error(_told(mixed.new), mixed.differing)
     if not pairs:
-        raise ConfigError("--baseline", _nothing_in_common(old, new))
+        problem = _nothing_in_common(old, new)
+        raise ConfigError("--baseline", f"{problem}; {HOW_TO_MATCH}")
     order = {id(group): place for place, group in enumerate(new)}
     pairs.sort(key=lambda pair: order[id(pair.new)])
     return Matches(pairs=pairs, only_old=rest.old, only_new=rest.new)
+
+
+def differing_options(old: RunStore, new: RunStore, matches: Matches, selection: Selection) -> str:
+    """What the runs of pairs were not grouped by and have other values of, in words; "": nothing.
+
+    Of very many pairs, the first ones are looked at.
+    """
+    pairs = matches.pairs[:_MOST_COMPARED]
+    befores = _values(old, [number for pair in pairs for number in pair.old.run_ids])
+    nows = _values(new, [number for pair in pairs for number in pair.new.run_ids])
+    known = {*GATE_COLUMNS, *(selection.group_by or ())}
+    if selection.group_by is None:
+        known |= {*CONFIGURATION_COLUMNS}
+    parts = [
+        f"{in_words(name)} (was {_any_of(befores.get(name))}, now {_any_of(nows.get(name))})"
+        for name in dict.fromkeys((*befores, *nows))
+        if name not in known and befores.get(name) != nows.get(name)
+    ]
+    more = len(parts) - _MOST_DIFFERENCES
+    return ", ".join([*parts[:_MOST_DIFFERENCES], *([f"{more} more"] if more > 0 else [])])
+
+
+def _values(store: RunStore, ids: Sequence[int]) -> dict[str, set[str]]:
+    """Of each option, the values that these runs have, in words."""
+    names = ", ".join(CONFIGURATION_COLUMNS)
+    numbers = ", ".join(map(str, ids))
+    found: dict[str, set[str]] = {}
+    for row in store.rows(f"SELECT DISTINCT {names}, setup FROM runs WHERE id IN ({numbers})"):  # noqa: S608 - numbers only
+        setup = json.loads(row.pop("setup") or "{}")
+        for name, value in (*row.items(), *setup.items()):
+            found.setdefault(name, set()).add(in_words(value))
+    return found
+
+
+def _any_of(values: set[str] | None) -> str:
+    ordered = sorted(values or {in_words(None)})
+    more = ["..."] if len(ordered) > _MOST_VALUES else []
+    return " or ".join([*ordered[:_MOST_VALUES], *more])
 
 
 class _Rest:
@@ -105,8 +155,13 @@ def _columns(group: Group) -> tuple[Any, ...]:
     return tuple(group.keys[name] for name in CONFIGURATION_COLUMNS)
 
 
-def _setup(group: Group) -> str:
-    return json.dumps(group.setup, sort_keys=True) if group.setup else ""
+def _setup(group: Group, is_of: Callable[[str], bool] = lambda _name: True) -> str:
+    options = {name: value for name, value in group.setup.items() if is_of(name)}
+    return json.dumps(options, sort_keys=True) if options else ""
+
+
+def _is_no_address(name: str) -> bool:
+    return name.replace(".", "_").rpartition("_")[2] not in _ADDRESSES
 
 
 def _is_unknown(old: Group, new: Group) -> bool:

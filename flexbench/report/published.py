@@ -50,7 +50,7 @@ def published_figures(models: Iterable[str | None]) -> Sequence[PublishedFigure]
     return [
         PublishedFigure(
             system=system,
-            model=f"OPT-{size.upper()}",
+            model=f"facebook/opt-{size}",  # as people name them here
             tokens_per_s_per_gpu=values[place],
             num_gpus=_PETALS_GPUS[place] if system == _PETALS else 1,
         )

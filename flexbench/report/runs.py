@@ -42,7 +42,7 @@ class Run:
     """petals, dist or serving."""
     model: str | None = None
     weights: str | None = None
-    """real or dummy."""
+    """real or dummy; None as well of a service that does not tell."""
     basis: str | None = None
     """measured or projected."""
     dtype: str | None = None

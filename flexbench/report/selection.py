@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flexbench.core.errors import ConfigError
 from flexbench.core.results import CONFIGURATION_COLUMNS
+from flexbench.report.names import name_of, unknown_name
 from flexbench.report.store import COLUMNS, RunStore
 
 NOT_KNOWN = "not known"
@@ -34,6 +35,7 @@ _FILTER = re.compile(
     re.DOTALL,
 )
 _PERCENTILE = re.compile(r"p(\d{1,2}(?:[._]\d{1,6})?)", re.ASCII)
+_YES_AND_NO = {"yes": "true", "no": "false"}
 _NUMBERS = (*CONFIGURATION_COLUMNS, "line", "num_gpus", "throughput", "mean_latency")
 
 
@@ -159,6 +161,15 @@ def percentile_of(stat: str) -> float | None:
     return float(match[1].replace("_", ".")) if match else None
 
 
+def named(selection: Selection, *stores: RunStore) -> Selection:
+    """With the names of columns in --group-by where a person typed headings of a table."""
+    if selection.group_by is None:
+        return selection
+    known = {*COLUMNS, *(key for store in stores for key in store.keys("setup"))}
+    names = (name_of(name, known) for name in selection.group_by)
+    return replace(selection, group_by=tuple(dict.fromkeys(names)))
+
+
 def where(store: RunStore, filters: Sequence[Filter]) -> tuple[str, list[Any]]:
     """The SQL condition that is true of the selected runs, and its parameters.
 
@@ -189,6 +200,10 @@ def _condition(store: RunStore, one: Filter) -> tuple[str, list[Any]]:
     if number is not None and one.column not in COLUMNS:
         # 4, 4.0 and 4e0 are one number, however a file writes it.
         return f"TRY_CAST({expression} AS DOUBLE) {operator} ?", [number]
+    if one.value in _YES_AND_NO and one.column not in COLUMNS:
+        # As tables write them, and as files do.
+        cases = " ".join(f"WHEN '{flag}' THEN '{word}'" for word, flag in _YES_AND_NO.items())
+        return f"(CASE {expression} {cases} ELSE {expression} END) {operator} ?", [one.value]
     return f"{expression} {operator} ?", [one.value]
 
 
@@ -197,12 +212,14 @@ def _expression(store: RunStore, name: str) -> tuple[str, bool]:
     if name in COLUMNS:
         return store.column(name, option="--filter"), name in _NUMBERS
     setup, figures = store.keys("setup"), store.keys("figures")
+    meant = name_of(name, (*COLUMNS, *setup, *figures))
+    if meant != name:
+        return _expression(store, meant)
     if name in setup:
         return store.column(name, option="--filter"), False
     if name in figures:
         return store.figure(name, option="--filter"), True
-    accepted = ", ".join(dict.fromkeys([*COLUMNS, *setup, *figures]))
-    raise ConfigError("--filter", f"there is no column {name!r}; there are: {accepted}")
+    raise unknown_name("--filter", "column", name, [*COLUMNS, *setup, *figures])
 
 
 def _number(text: str) -> float | None:

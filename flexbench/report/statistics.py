@@ -34,6 +34,7 @@ are to be resampled, where a group is as much work as 20 runs more."""
 _LARGEST = sys.float_info.max
 _CHUNK = 1_000_000  # resampled means at once: what fits into a processor's cache, roughly
 _SERIES_FROM = 30  # degrees of freedom
+_NORMAL_FROM = 1000
 _LEAST_SHARE = 1e-3  # of its mean that a resampled one is taken to be
 _MOST_RELATIVE = 1e6
 
@@ -157,7 +158,7 @@ def ratio_interval(
     """
     if min(old.count, new.count) < 2 or min(old.mean, new.mean) <= 0:
         return None
-    errors = [one.relative_variance / one.count for one in (old, new)]
+    errors = _errors_of_ratio(old, new)
     ratio = _finite(new.mean / old.mean)
     if sum(errors) == 0:
         return ratio, ratio
@@ -169,6 +170,54 @@ def ratio_interval(
     below, above = _percentiles(logs.reshape(1, -1), confidence)
     stretch = t / _z_value(confidence)
     return _around(ratio, stretch * float(below[0]), stretch * float(above[0]))
+
+
+def chance_of_ratio(old: Sample, new: Sample) -> float | None:
+    """How probable a ratio at least as far from 1 is where nothing changed: a two-sided p value.
+
+    By the t of the logarithm and the degrees of freedom that `ratio_interval` has. None where that
+    has no interval.
+    """
+    if min(old.count, new.count) < 2 or min(old.mean, new.mean) <= 0:
+        return None
+    errors = _errors_of_ratio(old, new)
+    change = math.log(new.mean) - math.log(old.mean)
+    return _chance(change, sum(errors), _degrees(errors, (old.count, new.count)))
+
+
+def chance_of_difference(old: Sample, new: Sample) -> float | None:
+    """The same of a difference, by Welch's t."""
+    if old.std is None or new.std is None:
+        return None
+    errors = [one.std**2 / one.count for one in (old, new) if one.std is not None]
+    degrees = _degrees(errors, (old.count, new.count))
+    return _chance(new.mean - old.mean, sum(errors), degrees)
+
+
+def chance_from_noise(
+    ratio: float, *, relative_std: float, degrees: int, counts: tuple[int, int]
+) -> float:
+    """The same of a ratio above 0, where other runs told how much runs vary."""
+    square = relative_std**2 * sum(1 / count for count in counts)
+    return _chance(math.log(ratio), square, degrees)
+
+
+def difference_interval(
+    old: Sample, new: Sample, *, confidence: float = CONFIDENCE
+) -> tuple[float, float] | None:
+    """In which new - old, of their means, lies with this probability, by Welch's t.
+
+    None where a side has one run.
+    """
+    if old.std is None or new.std is None:
+        return None
+    change = new.mean - old.mean
+    errors = [one.std**2 / one.count for one in (old, new) if one.std is not None]
+    if sum(errors) == 0:
+        return change, change
+    half = _t_between(confidence, _degrees(errors, (old.count, new.count)))
+    half *= math.sqrt(sum(errors))
+    return _finite(change - half), _finite(change + half)
 
 
 def ratio_interval_from_noise(
@@ -245,12 +294,40 @@ def _t_between(confidence: float, degrees: float) -> float:
     return low + share * (high - low)
 
 
+def _errors_of_ratio(old: Sample, new: Sample) -> list[float]:
+    """The squared errors of both means, as shares."""
+    return [one.relative_variance / one.count for one in (old, new)]
+
+
+def _chance(change: float, square: float, degrees: float) -> float:
+    """Of a change at least as large as this one, by a squared error with so many degrees."""
+    if change == 0:
+        return 1.0
+    if square == 0:
+        return 0.0
+    t = abs(change) / math.sqrt(square)
+    if degrees > _NORMAL_FROM:
+        return math.erfc(t / math.sqrt(2))
+    first = int(degrees)
+    # Between whole numbers over 1 / degrees, as the intervals.
+    share = (1 / degrees - 1 / (first + 1)) / (1 / first - 1 / (first + 1))
+    more, fewer = (
+        max(0.0, 1 - _probability_within(math.atan(t / math.sqrt(number)), number))
+        for number in (first + 1, first)
+    )
+    return more + share * (fewer - more)
+
+
 def _degrees(errors: Sequence[float], counts: Sequence[int]) -> float:
-    """Of a sum of two squared errors, by Welch and Satterthwaite."""
+    """Of a sum of two squared errors, by Welch and Satterthwaite.
+
+    No more than two sides as short as the shorter one would have: two runs that happen to be alike
+    beside thirty others would pass for thirty, and the interval would hold 88 of 100.
+    """
     parts = sum(error**2 / (count - 1) for error, count in zip(errors, counts, strict=True))
     # Squares of very small errors vanish.
     degrees = sum(errors) ** 2 / parts if parts > 0 else min(counts) - 1
-    return max(1.0, min(degrees, sum(counts) - 2))
+    return max(1.0, min(degrees, 2 * (min(counts) - 1)))
 
 
 def _deviations(rows: Array, *, num_resamples: int, seed: int) -> Array:

@@ -19,9 +19,10 @@ from typing import Any
 
 import duckdb
 
-from flexbench.core.errors import ConfigError, FlexbenchError
+from flexbench.core.errors import FlexbenchError
 from flexbench.core.results import COLUMNS as ROW_COLUMNS
 from flexbench.core.results import CONFIGURATION_COLUMNS
+from flexbench.report.names import unknown_name
 from flexbench.report.runs import GATE_COLUMNS, Run
 
 MEMORY_LIMIT = "512MB"
@@ -130,11 +131,24 @@ class RunStore:
                 "USING (file)"
             )
 
-    def execute(self, statement: str) -> None:
+    def take(self, other: RunStore, query: str, *, table: str) -> None:
+        """Make the answer of another store to `query` a table of this one.
+
+        Raises FlexbenchError when there is no room for it.
+        """
+        path = self._file(f"{table}.parquet")
+        other.execute(f"COPY ({query}) TO {_literal(str(path))} (FORMAT parquet)")
+        self.execute(
+            f"CREATE TEMP TABLE {_quoted(table)} AS "  # noqa: S608 - our own names
+            f"SELECT * FROM read_parquet({_file_literal(path)})"
+        )
+        path.unlink()
+
+    def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> None:
         """Change the database. Raises FlexbenchError when it cannot be done, as on a full disk."""
         try:
             # Fetched: a statement may be carried out no sooner than its result is asked for.
-            self.connection.execute(statement).fetchall()
+            self.connection.execute(statement, parameters).fetchall()
         except duckdb.Error as error:
             reason = str(error).partition("\n")[0]
             raise FlexbenchError(
@@ -210,11 +224,21 @@ class RunStore:
         """
         if name in COLUMNS:
             return _quoted(name)
+        return f"json_extract_string(setup, {self._option(name, option)})"
+
+    def column_as_json(self, name: str, *, option: str) -> str:
+        """As `column`; values of `setup` are JSON, so that true and 'true' are two things."""
+        if name in COLUMNS:
+            return _quoted(name)
+        # Null is not known, as where there is none.
+        return f"nullif(CAST(json_extract(setup, {self._option(name, option)}) AS VARCHAR), 'null')"
+
+    def _option(self, name: str, option: str) -> str:
+        """The JSON pointer to a key of `setup`."""
         known = self.keys("setup")
-        if name in known:
-            return f"json_extract_string(setup, {_pointer(name)})"
-        accepted = ", ".join([*COLUMNS, *known])
-        raise ConfigError(option, f"there is no column {name!r}; there are: {accepted}")
+        if name not in known:
+            raise unknown_name(option, "column", name, [*COLUMNS, *known])
+        return _pointer(name)
 
     def figure(self, name: str, *, option: str) -> str:
         """The SQL expression of a figure, a DOUBLE: a column, or a key of `figures`.
@@ -226,8 +250,7 @@ class RunStore:
         known = self.keys("figures")
         if name in known:
             return f"CAST(json_extract(figures, {_pointer(name)}) AS DOUBLE)"
-        accepted = ", ".join([*_FIGURE_COLUMNS, *known])
-        raise ConfigError(option, f"there is no figure {name!r}; there are: {accepted}")
+        raise unknown_name(option, "figure", name, [*_FIGURE_COLUMNS, *known])
 
 
 # --- in the words of the database ---

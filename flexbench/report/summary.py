@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -26,8 +26,9 @@ from flexbench.report.figures import MAIN_FIGURES, figures_of_all
 from flexbench.report.gate import in_words
 from flexbench.report.grouping import read_groups
 from flexbench.report.groups import Group, order_of
+from flexbench.report.names import HEADINGS, unknown_name
 from flexbench.report.runs import IDENTITY_COLUMNS
-from flexbench.report.selection import Selection, SortKey, where
+from flexbench.report.selection import Selection, SortKey, named, where
 from flexbench.report.statistics import Spread
 from flexbench.report.store import RunStore
 from flexbench.report.table import Column, Row, Table
@@ -37,7 +38,6 @@ LATE_MARK = "~"
 _SYSTEMS = ("petals", "dist", "serving")
 _RESERVED = (*IDENTITY_COLUMNS, NUM_RUNS, MARKS, NUM_CLIENT_LIMITED, NUM_LATE)
 _LONGEST_NOTE = 300
-_SEVERAL = "several"
 
 
 def summarize(store: RunStore, selection: Selection) -> list[Table]:
@@ -46,16 +46,24 @@ def summarize(store: RunStore, selection: Selection) -> list[Table]:
     Raises ConfigError for columns and figures that there are not, and for groups that would average
     runs of different things, unless the selection allows that.
     """
+    selection = named(selection, store)
     figures = selected_figures(store, selection)
-    groups = read_groups(store, selection, figures)
+    is_asked = selection.figures is not None
+    groups = read_groups(store, selection, figures, only_with_figures=is_asked)
+    if is_asked and not groups and _has_selected(store, selection):
+        raise ConfigError("--figure", f"none of the selected runs has {' or '.join(figures)}")
     systems: dict[str | None, list[Group]] = {}
     for group in groups:
-        system = _SEVERAL if "system" in group.mixed else group.gate["system"]
-        systems.setdefault(system, []).append(group)
+        systems.setdefault(group.gate["system"], []).append(group)
     ordered = sorted(systems, key=_place)
     tables = [_Summary.of(one, systems[one], figures, selection) for one in ordered]
     _check_sort(tables, selection.sort)
     return [one.table(selection.sort) for one in tables]
+
+
+def _has_selected(store: RunStore, selection: Selection) -> bool:
+    condition, parameters = where(store, selection.filters)
+    return bool(store.rows(f"SELECT id FROM runs WHERE {condition} LIMIT 1", parameters))  # noqa: S608
 
 
 def selected_figures(store: RunStore, selection: Selection) -> tuple[str, ...]:
@@ -175,7 +183,7 @@ class _Summary:
             name="runs",
             title=_title(self.system),
             columns=self.columns,
-            rows=sort_rows(rows, [(_column(key, known), key) for key in sort]),
+            rows=sort_rows(rows, [(column_of(key, known), key) for key in sort]),
             caption=self._caption(),
             notes=tuple(self._notes()),
         )
@@ -219,7 +227,7 @@ class _Summary:
             if name not in IDENTITY_COLUMNS
         ]
         if options:
-            yield _cut(f"All of them: {', '.join(options)}", len(options))
+            yield _cut(f"Same for all rows: {', '.join(options)}", len(options))
         if any(group.num_client_limited for group in self.groups):
             yield f"{CLIENT_LIMITED_MARK} client-limited: the load generator was the limit."
         if any(group.num_late for group in self.groups):
@@ -243,19 +251,20 @@ def sort_rows(rows: Sequence[Row], keys: Sequence[tuple[str, SortKey]]) -> list[
     return ordered
 
 
-def _column(key: SortKey, known: set[str]) -> str:
-    """A figure alone stands for its mean."""
-    return key.column if key.column in known else f"{key.column}_mean"
+def column_of(key: SortKey, known: Collection[str]) -> str:
+    """The column that is meant by name or heading; a figure alone stands for its mean."""
+    for name in (key.column, HEADINGS.get(key.column, "")):
+        for one in (name, f"{name}_mean"):
+            if one in known:
+                return one
+    return key.column
 
 
 def _check_sort(tables: Sequence[_Summary], sort: Sequence[SortKey]) -> None:
-    known = {column.name for table in tables for column in table.columns}
+    names = dict.fromkeys(column.name for table in tables for column in table.columns)
     for key in sort:
-        if tables and _column(key, known) not in known:
-            names = dict.fromkeys(column.name for table in tables for column in table.columns)
-            raise ConfigError(
-                "--sort", f"there is no column {key.column!r}; there are: {', '.join(names)}"
-            )
+        if tables and column_of(key, names) not in names:
+            raise unknown_name("--sort", "column", key.column, names)
 
 
 def _getter(
@@ -274,12 +283,9 @@ def _marks(group: Group) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """A value as CSV and a terminal have it: true and false as in a filter."""
-    return (
-        value
-        if isinstance(value, int | float | str) and not isinstance(value, bool)
-        else (None if value is None else json.dumps(value))
-    )
+    """A value that a cell can hold."""
+    is_simple = value is None or isinstance(value, bool | int | float | str)
+    return value if is_simple else json.dumps(value)
 
 
 def _cut(text: str, num_options: int) -> str:
@@ -290,15 +296,11 @@ def _cut(text: str, num_options: int) -> str:
 
 
 def _place(system: str | None) -> tuple[int, str]:
-    """Known systems first, then others, then runs without a record, then mixtures."""
+    """Known systems first, then others, then runs without a record."""
     if system in _SYSTEMS:
         return _SYSTEMS.index(system), ""
-    if system is None:
-        return len(_SYSTEMS) + 1, ""
-    return len(_SYSTEMS) + (2 if system == _SEVERAL else 0), system
+    return len(_SYSTEMS) + (1 if system is None else 0), system or ""
 
 
 def _title(system: str | None) -> str:
-    if system is None:
-        return "Runs without a record"
-    return "Runs of several systems" if system == _SEVERAL else f"flexbench {in_words(system)}"
+    return "Runs without a record" if system is None else f"flexbench {in_words(system)}"

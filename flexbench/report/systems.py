@@ -25,6 +25,7 @@ from flexbench.report.published import (
 )
 from flexbench.report.runs import GATE_COLUMNS
 from flexbench.report.selection import Filter, Selection
+from flexbench.report.statistics import ratio_interval
 from flexbench.report.store import RunStore
 from flexbench.report.summary import subject_in_words
 from flexbench.report.table import Column, Kind, Row, Table
@@ -43,10 +44,13 @@ def compare_systems(store: RunStore, selection: Selection, *, with_published: bo
     """Petals beside dist, each with its best configuration for the same task.
 
     With `with_published`, published figures of models of the same sizes are rows of their own, and
-    a system is shown even where the other one is missing. None where there is nothing to compare.
+    a system is shown even where the other one is missing. None where there is nothing to compare;
+    without rows where everything was left out, and the notes say why.
     """
-    best = _best_of_tasks(_groups(store, selection))
-    matches = [_match(task, sides, selection) for task, sides in best.items()]
+    groups = _groups(store, selection)
+    if not groups:
+        return None
+    matches = [_match(task, sides, selection) for task, sides in _best_of_tasks(groups).items()]
     lines = [line for one in matches for line in one.lines]
     if with_published:
         lines += [_Line(group=group) for one in matches for group in one.alone]
@@ -54,15 +58,19 @@ def compare_systems(store: RunStore, selection: Selection, *, with_published: bo
         published_figures([line.group.gate["model"] for line in lines]) if with_published else ()
     )
     left_out = [one.left_out for one in matches if one.left_out]
-    if not lines and not published and not left_out:
+    if not lines and not left_out:
         return None
-    described = [line.group.gate for line in lines]
-    common = _common([*described, *([{}] if published else [])])
+    common = _common(
+        [*(line.group.gate for line in lines), *({"model": one.model} for one in published)]
+    )
+    rows = [*(_row(line) for line in lines), *(_published_row(one) for one in published)]
+    models = list(dict.fromkeys(row.values["model"] for row in rows))
+    rows.sort(key=lambda row: models.index(row.values["model"]))
     return Table(
         name="systems",
-        title="Decentralized (petals) and centralized offloading (dist)",
+        title="Decentralized (petals) compared with centralized offloading (dist)",
         columns=_columns(common, lines, has_published=bool(published)),
-        rows=[*(_row(line) for line in lines), *(_published_row(one) for one in published)],
+        rows=rows,
         caption=subject_in_words(common),
         notes=tuple(_notes(lines, left_out, has_published=bool(published))),
     )
@@ -75,6 +83,8 @@ class _Line:
     group: Group
     ratio: float | None = None
     """petals / dist, on the line of petals."""
+    interval: tuple[float, float] | None = None
+    """Of the ratio, where both have repeats."""
     is_mixed: bool = False
 
 
@@ -100,7 +110,7 @@ def _groups(store: RunStore, selection: Selection) -> list[Group]:
     )
     known = Filter(column="system", operator="!=", value="not known")
     chosen = replace(selection, group_by=None, filters=(*selection.filters, known, *others))
-    groups = read_groups(store, chosen, MAIN_FIGURES)
+    groups = read_groups(store, chosen, MAIN_FIGURES, keep_samples=True)
     return [group for group in groups if group.mean(THROUGHPUT)]
 
 
@@ -140,18 +150,26 @@ def _match(task: tuple[Any, ...], sides: _Sides, selection: Selection) -> _Match
             line
             for petals, dist in pairs
             for line in (
-                _Line(group=petals, ratio=_ratio(petals, dist), is_mixed=is_mixed),
+                _compared(petals, dist, is_mixed=is_mixed, seed=selection.seed),
                 _Line(group=dist, is_mixed=is_mixed),
             )
         ]
     )
 
 
-def _ratio(petals: Group, dist: Group) -> float:
-    """Per GPU where both used some."""
-    if petals.num_gpus and dist.num_gpus:
-        return _speed(petals) / _speed(dist)
-    return (petals.mean(THROUGHPUT) or 0.0) / (dist.mean(THROUGHPUT) or 1.0)
+def _compared(petals: Group, dist: Group, *, is_mixed: bool, seed: int) -> _Line:
+    """The line of petals: throughputs per GPU where both used some."""
+    ours, theirs = petals.sample(THROUGHPUT), dist.sample(THROUGHPUT)
+    assert ours is not None
+    assert theirs is not None
+    share = dist.num_gpus / petals.num_gpus if petals.num_gpus and dist.num_gpus else 1.0
+    ends = ratio_interval(theirs, ours, seed=seed)
+    return _Line(
+        group=petals,
+        ratio=share * ours.mean / theirs.mean,
+        interval=None if ends is None else (share * ends[0], share * ends[1]),
+        is_mixed=is_mixed,
+    )
 
 
 def _why_left_out(task: tuple[Any, ...], petals: Group, dist: Group) -> str:
@@ -181,15 +199,21 @@ def _common(gates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _row(line: _Line) -> Row:
     group = line.group
-    latency = group.spreads.get(MEAN_LATENCY)
+    latency = group.mean(MEAN_LATENCY)
+    is_petals = group.gate["system"] == DECENTRALIZED
+    low, high = line.interval or (None, None)
     values = {
         **{name: group.keys[name] for name in _TASK},
         "system": group.gate["system"],
         "throughput": group.mean(THROUGHPUT),
         "throughput_per_gpu": _speed(group) if group.num_gpus else None,
         "num_gpus": group.num_gpus,
-        "mean_latency": None if latency is None else latency.mean,
+        # A request's is not a job's: they stand in two columns.
+        "mean_latency": latency if is_petals else None,
+        "total_latency": None if is_petals else latency,
         "ratio": line.ratio,
+        "ratio_ci_low": low,
+        "ratio_ci_high": high,
         "configuration": _configuration(group),
         **{name: group.gate[name] for name in (*_ALIKE, "topology")},
         **{name: group.keys[name] for name in _COUNTS},
@@ -229,14 +253,14 @@ def _columns(
     common: Mapping[str, Any], lines: Sequence[_Line], *, has_published: bool
 ) -> list[Column]:
     has_gpus = has_published or any(line.group.num_gpus for line in lines)
-    has_latency = any(MEAN_LATENCY in line.group.spreads for line in lines)
+    has_interval = any(line.interval for line in lines)
     gate = [
         Column(
             name=name,
             heading=name,
             kind=Kind.TEXT,
             is_shown=name not in common and _is_told(name, lines, has_published=has_published),
-            priority=0 if name == "basis" else 5,
+            priority=0 if name in ("basis", "weights") else 1,
         )
         for name in _ALIKE
     ]
@@ -257,26 +281,53 @@ def _columns(
             help="throughput / GPUs that were used",
         ),
         Column(name="num_gpus", heading="GPUs", kind=Kind.COUNT, is_shown=has_gpus, priority=3),
-        Column(
-            name="mean_latency",
-            heading="lat s",
-            is_shown=has_latency,
-            priority=2,
-            help="of petals: of a request; of dist: of the whole run",
-        ),
+        _latency_column(MEAN_LATENCY, "mean s\nof a\nrequest", lines, DECENTRALIZED),
+        _latency_column("total_latency", "total s\nof all\nprompts", lines, CENTRALIZED),
         Column(
             name="ratio",
             heading="petals\n/ dist",
             kind=Kind.RATIO,
             help="of throughputs, per GPU where both used some",
         ),
+        _end_column("low", is_shown=has_interval),
+        _end_column("high", is_shown=has_interval),
         Column(name="configuration", heading="best with", kind=Kind.TEXT, priority=4),
         *gate,
         Column(name="topology", heading="topology", kind=Kind.TEXT, is_shown=False),
         *(Column(name=name, heading=name, kind=Kind.COUNT, is_shown=False) for name in _COUNTS),
-        Column(name="num_runs", heading="runs", kind=Kind.COUNT, priority=6),
+        Column(
+            name="num_runs",
+            heading="runs",
+            kind=Kind.COUNT,
+            help="how many runs the row stands for",
+        ),
         Column(name="source", heading="source", kind=Kind.TEXT, is_shown=False),
     ]
+
+
+def _latency_column(name: str, heading: str, lines: Sequence[_Line], system: str) -> Column:
+    has_any = any(
+        line.group.gate["system"] == system and MEAN_LATENCY in line.group.spreads for line in lines
+    )
+    return Column(
+        name=name,
+        heading=heading,
+        is_shown=has_any,
+        priority=3,
+        help=f"of {system}; {help_of(MEAN_LATENCY, system)}",
+    )
+
+
+def _end_column(end: str, *, is_shown: bool) -> Column:
+    which = {"low": "lower", "high": "upper"}[end]
+    return Column(
+        name=f"ratio_ci_{end}",
+        heading=f"95 %\n{end}",
+        kind=Kind.RATIO,
+        is_shown=is_shown,
+        priority=5,
+        help=f"{which} end of the ratio's 95 % interval, by bootstrap over the runs of both",
+    )
 
 
 def _is_told(name: str, lines: Sequence[_Line], *, has_published: bool) -> bool:

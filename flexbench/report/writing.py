@@ -83,6 +83,7 @@ def _page(made: Report) -> str:
     content = PageContent(
         title=_PAGE_TITLE,
         made_at=utc_now(),
+        subject=f"{made.subject}.",
         summary=made.summary,
         verdict=made.comparison.verdict if made.comparison is not None else None,
         is_verdict_good=_is_good(made.comparison),

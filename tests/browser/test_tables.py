@@ -111,6 +111,66 @@ def test_a_run_that_is_not_on_the_page_is_told(browser):
     assert "Run 3: its details are not on this page." in browser.one("#table-1 .opened").text
 
 
+def wide(count: int, essential: int) -> Table:
+    """Columns of 150 px or more, of which the first are never left out; the last one goes first."""
+    columns = [
+        Column(name=f"c{n}", heading=f"heading of column {n}", priority=0 if n < essential else n)
+        for n in range(count)
+    ]
+    rows = [Row(values={f"c{n}": 1.0 * n for n in range(count)})] * 2
+    return Table(name="runs", title="Wide", columns=columns, rows=rows)
+
+
+def headings(browser: Browser) -> list[str]:
+    return [text for text in browser.texts("#table-1 th") if text]
+
+
+def test_columns_without_room_wait_behind_a_button(browser):
+    browser.open(report(tables=[wide(20, essential=2)]))
+    button = browser.one("#table-1 .more")
+    browser.wait(button.is_displayed)
+    shown = headings(browser)
+    assert 2 < len(shown) < 20
+    assert shown == [f"heading of column {n}" for n in range(len(shown))]
+    scroll = browser.one("#table-1 .scroll")
+    assert browser.ask("arguments[0].scrollWidth <= arguments[0].clientWidth", scroll)
+    assert button.text == f"More columns ({20 - len(shown)})"
+    assert button.get_attribute("aria-expanded") == "false"
+    button.send_keys(" ")
+    assert len(headings(browser)) == 20
+    assert button.get_attribute("aria-expanded") == "true"
+    assert browser.one("#table-1 .sideways").is_displayed()
+    assert browser.all("#table-1 .frame.goes-right:not(.goes-left)")
+    browser.driver.execute_script("arguments[0].scrollLeft = 1e6", scroll)
+    browser.wait(lambda: browser.all("#table-1 .frame.goes-left:not(.goes-right)"))
+    button.send_keys(" ")
+    assert headings(browser) == shown
+    assert not browser.one("#table-1 .sideways").is_displayed()
+
+
+def test_a_table_with_room_has_no_such_button(browser):
+    browser.open(report())
+    browser.wait(lambda: browser.ask("document.querySelector('.more').textContent.includes('(0)')"))
+    assert not browser.one("#table-1 .more").is_displayed()
+    assert not browser.one("#table-1 .sideways").is_displayed()
+
+
+def test_essential_columns_stay_and_the_table_says_that_it_goes_on(browser):
+    browser.open(report(tables=[wide(20, essential=20)]))
+    browser.wait(browser.one("#table-1 .sideways").is_displayed)
+    assert len(headings(browser)) == 20
+
+
+def test_a_card_of_a_phone_has_the_columns_that_matter(browser):
+    browser.set_phone()
+    browser.open(report(tables=[wide(20, essential=2)]))
+    button = browser.one("#table-1 .more")
+    browser.wait(button.is_displayed)
+    assert len([one for one in browser.all("#table-1 tbody tr:first-child td") if one.text]) == 9
+    button.click()
+    assert len([one for one in browser.all("#table-1 tbody tr:first-child td") if one.text]) == 20
+
+
 def test_paper_has_all_rows_and_no_controls(browser):
     browser.open(report(tables=[many_rows(60)]))
     browser.emulate("Emulation.setEmulatedMedia", media="print", features=[])

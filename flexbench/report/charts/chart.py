@@ -40,6 +40,8 @@ class PointMark(StrEnum):
 
     CLIENT_LIMITED = "client-limited"
     """Drawn hollow: the load generator was the limit, not what was measured."""
+    PROJECTED = "projected"
+    """Drawn hollow with a broken line: computed from a part that was measured."""
     SATURATION = "saturation"
     """Drawn with a ring: more load brings no more throughput."""
 
@@ -95,7 +97,7 @@ class Chart:
     """One picture."""
 
     name: str
-    """Of its files: throughput-latency-dist, timeline-2."""
+    """Of its files: throughput-latency-dist, timeline-opt-125m-2-stages."""
     kind: ChartKind
     title: str
     description: str

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from flexbench.core.printable import printable
 from flexbench.report.charts.chart import Axis, Chart, ChartKind, Point, PointMark, Series
 from flexbench.report.charts.selected import SelectedRuns
 from flexbench.report.charts.sweeps import (
@@ -22,6 +24,7 @@ from flexbench.report.charts.sweeps import (
     is_number,
     read_sweep,
 )
+from flexbench.report.charts.tasks import BY_RULE, Task, charts_of_tasks
 from flexbench.report.charts.wording import (
     all_have,
     counted,
@@ -29,77 +32,96 @@ from flexbench.report.charts.wording import (
     is_wide,
     left_out,
 )
-from flexbench.report.formats.cells import format_figure, printable
+from flexbench.report.formats.cells import format_figure
 
 _LATENCY_SWEEPS = (CLIENTS, BATCHES, CONCURRENCY, RATES, PROCESSES)
 _LOAD_SWEEPS = (CLIENTS, BATCHES, RANKS, CONCURRENCY, RATES, PROCESSES)
 _SYSTEMS: Mapping[str | None, str] = {None: "runs without a record"}
 _LATENCIES: Mapping[str | None, str] = {"dist": "Total latency"}
 _P99_TTFT = "ttft_p99"
-_DESCRIBED = 3
+_FEWEST_POINTS = 2
 
 Curves = Sequence[Mapping[str, Any]]
 
 
 def throughput_latency_charts(selected: SelectedRuns, curves: Curves) -> Iterator[Chart]:
-    """Latency over throughput, a chart for each system.
+    """Latency over throughput, a chart for each task of a system.
 
     Of serving two: of the mean latency, and of the 99th percentile of the time to first token.
     `curves` are the records of searches for saturation.
     """
     p99 = selected.figure(_P99_TTFT)
     for sweep in _LATENCY_SWEEPS:
-        runs = read_sweep(selected, sweep, curves=curves)
-        if runs.series:
-            latency = _LATENCIES.get(sweep.system, "Mean latency")
-            yield _latency_chart(sweep, runs, "throughput-latency", latency)
+        name = _LATENCIES.get(sweep.system, "Mean latency")
+        axis = Axis(title=name, unit="s")
+        yield from _charts(sweep, selected, curves, "throughput-latency", axis, "mean_latency")
         if sweep.system == "serving" and p99 is not None:
-            runs = read_sweep(selected, sweep, latency=p99, curves=curves)
-            if runs.series:
-                yield _latency_chart(
-                    sweep, runs, "throughput-ttft", "Time to first token, 99th percentile"
-                )
+            axis = Axis(title="Time to first token, 99th percentile", unit="s")
+            yield from _charts(sweep, selected, curves, "throughput-ttft", axis, p99)
 
 
 def throughput_load_charts(selected: SelectedRuns, curves: Curves) -> Iterator[Chart]:
-    """Throughput over the load, a chart for each system with runs under more than one load."""
+    """Throughput over the load, a chart for each task with runs under more than one load."""
     for sweep in _LOAD_SWEEPS:
-        # The latency is not shown here, and may be missing.
-        runs = read_sweep(
-            selected, sweep, latency="coalesce(mean_latency, 0)", curves=curves, fewest_loads=2
-        )
-        if runs.series:
-            yield _load_chart(sweep, runs)
+        yield from _charts(sweep, selected, curves, "throughput-clients")
 
 
-def _latency_chart(sweep: Sweep, runs: SweptRuns, kind: str, latency: str) -> Chart:
+def _charts(
+    sweep: Sweep,
+    selected: SelectedRuns,
+    curves: Curves,
+    kind: str,
+    latency_axis: Axis | None = None,
+    latency: str = "coalesce(mean_latency, 0)",
+) -> Iterator[Chart]:
+    """A chart for each task that has more than one point; without an axis of a latency, over loads.
+
+    `latency` is an SQL expression. Where it is not shown it may be missing.
+    """
+    condition = f"{sweep.runs_condition} AND isfinite({latency})"
+    fewest = 2 if latency_axis is None else 1
+
+    def to_chart(task: Task) -> Chart | None:
+        runs = read_sweep(task.runs, sweep, latency=latency, curves=curves, fewest_loads=fewest)
+        if sum(len(one.points) for one in runs.series) < _FEWEST_POINTS:
+            return None
+        name = "-".join(part for part in (kind, sweep.name, task.slug) if part)
+        if latency_axis is None:
+            return _load_chart(sweep, runs, name, task.words)
+        return _latency_chart(sweep, runs, name, task.words, latency_axis)
+
+    return charts_of_tasks(selected, condition, [sweep.system], to_chart)
+
+
+def _latency_chart(sweep: Sweep, runs: SweptRuns, name: str, task: str, latency: Axis) -> Chart:
     def to_point(point: LoadPoint) -> Point:
         return _point(sweep, point, point.throughput.mean, point.latency)
 
     points = [point for one in runs.series for point in one.points]
     return Chart(
-        name=f"{kind}-{sweep.name}",
+        name=name,
         kind=ChartKind.CURVE,
-        title=f"Throughput and {latency[0].lower()}{latency[1:]}: {_system(sweep)}",
-        description=_describe(runs, lambda one: _latency_sentence(sweep, one)),
+        title=f"Throughput and {latency.title[0].lower()}{latency.title[1:]}: "
+        f"{_system(sweep)}, {task}",
+        description=_describe(sweep, runs, lambda one: _latency_sentence(sweep, one)),
         x=_throughput_axis(points),
-        y=Axis(title=latency, unit="s", is_log=_is_wide([point.latency for point in points])),
+        y=replace(latency, is_log=_is_wide([point.latency for point in points])),
         series=_series(runs, to_point),
         notes=_notes(sweep, runs, interval_of="latency"),
         tag_title=sweep.what,
     )
 
 
-def _load_chart(sweep: Sweep, runs: SweptRuns) -> Chart:
+def _load_chart(sweep: Sweep, runs: SweptRuns, name: str, task: str) -> Chart:
     def to_point(point: LoadPoint) -> Point:
         return _point(sweep, point, point.load, point.throughput)
 
     points = [point for one in runs.series for point in one.points]
     return Chart(
-        name=f"throughput-clients-{sweep.name}",
+        name=name,
         kind=ChartKind.CURVE,
-        title=f"Throughput by {sweep.what}: {_system(sweep)}",
-        description=_describe(runs, lambda one: _throughput_sentence(sweep, one)),
+        title=f"Throughput by {sweep.what}: {_system(sweep)}, {task}",
+        description=_describe(sweep, runs, lambda one: _throughput_sentence(sweep, one)),
         x=Axis(title=sweep.axis, is_log=is_wide([point.load for point in points])),
         y=_throughput_axis(points),
         series=_series(runs, to_point),
@@ -142,24 +164,20 @@ def _series(runs: SweptRuns, to_point: Callable[[LoadPoint], Point]) -> list[Ser
     return [
         Series(
             name=one.name,
-            points=[_marked(to_point(point), point, _knee(one)) for point in one.points],
+            points=[_marked(to_point(point), point, one) for point in one.points],
         )
         for one in runs.series
     ]
 
 
-def _marked(point: Point, load_point: LoadPoint, knee: float | None) -> Point:
-    if knee is None or load_point.load != knee or point.mark is not None:
+def _marked(point: Point, load_point: LoadPoint, one: SweptSeries) -> Point:
+    if point.mark is not None:
         return point
-    return Point(
-        x=point.x,
-        y=point.y,
-        y_low=point.y_low,
-        y_high=point.y_high,
-        label=f"{point.label}, saturation",
-        tag=point.tag,
-        mark=PointMark.SATURATION,
-    )
+    if one.is_projected:
+        return replace(point, label=f"{point.label}, projected", mark=PointMark.PROJECTED)
+    if load_point.load == _knee(one):
+        return replace(point, label=f"{point.label}, saturation", mark=PointMark.SATURATION)
+    return point
 
 
 def _knee(one: SweptSeries) -> float | None:
@@ -174,13 +192,16 @@ def _knee(one: SweptSeries) -> float | None:
 
 def _notes(sweep: Sweep, runs: SweptRuns, *, interval_of: str) -> list[str]:
     points = [point for one in runs.series for point in one.points]
-    notes = all_have(runs.names.common)
+    notes = []
+    if any(one.is_projected for one in runs.series):
+        notes.append("Broken hollow points: projected, not measured.")
+    if any(point.is_client_limited for point in points):
+        notes.append("Hollow points: the load generator was the limit, not the service.")
+    notes += all_have(runs.names.common)
     if any(getattr(point, interval_of).is_wide for point in points):
         notes.append(
             "Points are means of repeated runs; lines reach from the lowest to the highest."
         )
-    if any(point.is_client_limited for point in points):
-        notes.append("Hollow points: the load generator was the limit, not the service.")
     if sweep is RANKS:
         notes.append("The number of stages, and of threads of each, follow from that of ranks.")
     if interval_of == "latency" and any(point.is_late for point in points):
@@ -194,7 +215,8 @@ def _notes(sweep: Sweep, runs: SweptRuns, *, interval_of: str) -> list[str]:
     if runs.num_with_few_loads:
         few = counted(runs.num_with_few_loads, "configuration")
         notes.append(f"Not drawn, as there is one load alone: {few}.")
-    return [*notes, *runs.names.notes, *left_out(runs.left_out, runs.num_left_out)]
+    missing = left_out(runs.left_out, runs.num_left_out, because=BY_RULE)
+    return [*notes, *runs.names.notes, *missing]
 
 
 def saturation_sentence(sweep: Sweep, one: SweptSeries) -> str:
@@ -216,16 +238,20 @@ def saturation_sentence(sweep: Sweep, one: SweptSeries) -> str:
     return f"It saturates at {sweep.load_text(knee)}{ring}{how_sure}{'; ' if most else ''}{most}."
 
 
-def _describe(runs: SweptRuns, sentence: Callable[[SweptSeries], str]) -> str:
-    """A sentence on each of the first curves."""
-    sentences = []
-    for one in runs.series[:_DESCRIBED]:
-        text = sentence(one)
-        sentences.append(text if len(runs.series) == 1 else f"{one.name}: {text}")
-    others = len(runs.series) - _DESCRIBED
-    if others > 0:
-        sentences.append(f"{counted(others, 'more curve')} beside these.")
-    return " ".join(sentences)
+def _describe(sweep: Sweep, runs: SweptRuns, sentence: Callable[[SweptSeries], str]) -> str:
+    """What a curve shows, or the best of several."""
+    if len(runs.series) == 1:
+        return sentence(runs.series[0])
+    best, point = max(
+        ((one, point) for one in runs.series for point in one.points),
+        key=lambda found: found[1].throughput.mean,
+    )
+    projected = ", projected" if best.is_projected and "projected" not in best.name else ""
+    return (
+        f"{counted(len(runs.series), 'configuration')}; the highest throughput is "
+        f"{format_figure(point.throughput.mean)} tokens/s: {best.name}{projected}, "
+        f"{sweep.load_text(point.load)}."
+    )
 
 
 def _throughput_sentence(sweep: Sweep, one: SweptSeries) -> str:

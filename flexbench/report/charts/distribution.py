@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from flexbench.report.charts.chart import (
     MOST_POINTS,
@@ -16,6 +17,7 @@ from flexbench.report.charts.chart import (
     Series,
 )
 from flexbench.report.charts.selected import IS_LIMITED, KEY, SelectedRuns
+from flexbench.report.charts.tasks import BY_RULE, Task, charts_of_tasks
 from flexbench.report.charts.wording import (
     all_have,
     is_wide,
@@ -27,9 +29,11 @@ from flexbench.report.formats.cells import format_figure
 _LATENCIES = {"petals": "Request latency", "serving": "End-to-end latency"}
 _NAMED = 5
 _MOST_STEPS = MOST_POINTS // MOST_SERIES - 2  # the foot of the first one is a point, too
-_DESCRIBED = 3
+_DESCRIBED = 2
+# Steps of fewer values show chance alone.
+_FEWEST_VALUES = 5
 _FOUND = (
-    f"found AS (SELECT id, {IS_LIMITED} AS is_limited, {KEY} AS key,"  # noqa: S608
+    f"found AS (SELECT id, {IS_LIMITED} AS is_limited, {KEY} AS key, throughput,"  # noqa: S608
     " json_extract(details, '$.latencies_s[*]') AS latencies FROM selected WHERE system = ?)"
 )
 
@@ -72,18 +76,19 @@ class _Distribution:
 
 
 def latency_charts(runs: SelectedRuns) -> Iterator[Chart]:
-    """A chart for each system that keeps the latency of every request."""
+    """A chart for each task of a system that keeps the latency of every request."""
     for system in _LATENCIES:
-        chart = _chart(runs, system)
-        if chart is not None:
-            yield chart
+        condition = "system = ? AND json_array_length(details, '$.latencies_s') > 0"
+        yield from charts_of_tasks(runs, condition, [system], partial(_chart, system=system))
 
 
-def _chart(runs: SelectedRuns, system: str) -> Chart | None:
+def _chart(task: Task, *, system: str) -> Chart | None:
+    runs = task.runs
     rows = runs.rows(
         "SELECT key, bool_or(is_limited) AS is_limited, count(*) OVER () AS num_keys FROM found"
-        " WHERE len(latencies) > 0 GROUP BY key ORDER BY sum(len(latencies)) DESC, min(id) LIMIT ?",
-        [system, MOST_SERIES + _NAMED],
+        " WHERE len(latencies) > 0 GROUP BY key HAVING sum(len(latencies)) >= ?"
+        " ORDER BY count(*) DESC, max(throughput) DESC NULLS LAST, min(id) LIMIT ?",
+        [system, _FEWEST_VALUES, MOST_SERIES + _NAMED],
         tables=_FOUND,
     )
     names = name_configurations([json.loads(row["key"]) for row in rows])
@@ -100,9 +105,9 @@ def _chart(runs: SelectedRuns, system: str) -> Chart | None:
     drawn.sort(key=lambda one: one.median)
     values = [value for one in drawn for _, value in one.steps]
     return Chart(
-        name=f"latency-distribution-{system}",
+        name="-".join(part for part in ("latency-distribution", system, task.slug) if part),
         kind=ChartKind.DISTRIBUTION,
-        title=f"Distribution of latency: {system}",
+        title=f"Distribution of latency: {system}, {task.words}",
         description=_describe(drawn),
         x=Axis(title=_LATENCIES[system], unit="s", is_log=is_wide(values)),
         y=Axis(title="Share of requests"),
@@ -112,19 +117,21 @@ def _chart(runs: SelectedRuns, system: str) -> Chart | None:
             *_limited_note(limited),
             *_thinned_note(drawn),
             *names.notes,
-            *left_out(names.names[MOST_SERIES:], rows[0]["num_keys"] - MOST_SERIES),
+            *left_out(
+                names.names[MOST_SERIES:], rows[0]["num_keys"] - MOST_SERIES, because=BY_RULE
+            ),
         ],
     )
 
 
 def _read(runs: SelectedRuns, system: str, key: str, name: str) -> _Distribution | None:
-    """None: there is no number among them."""
+    """None: there are too few numbers among them."""
     rows = runs.rows(
         "SELECT * FROM ranked WHERE rank = num OR (rank - 1) % ceil(num / ?) = 0 ORDER BY rank",
         [system, key, float(_MOST_STEPS)],
         tables=_FOUND + _RANKED,
     )
-    if not rows:
+    if not rows or rows[0]["num"] < _FEWEST_VALUES:
         return None
     return _Distribution(
         name=name,

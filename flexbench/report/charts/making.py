@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from flexbench.report.charts.chart import Chart, PlotKind
@@ -38,8 +39,21 @@ def make_charts(
         if kind in kinds
         for chart in _charts(kind, runs, predictions, curves)
     ]
-    assert len({chart.name for chart in charts}) == len(charts), "each is a file"
-    return charts
+    return _with_names_of_their_own(charts)
+
+
+def _with_names_of_their_own(charts: Sequence[Chart]) -> list[Chart]:
+    """With a number where several have the same: each is a file."""
+    taken: set[str] = set()
+    named = []
+    for chart in charts:
+        name, number = chart.name, 1
+        while name in taken:
+            number += 1
+            name = f"{chart.name}-{number}"
+        taken.add(name)
+        named.append(replace(chart, name=name))
+    return named
 
 
 def _charts(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterator, Sequence
 
+from flexbench.core.printable import printable
 from flexbench.report.charts.chart import (
     MOST_POINTS,
     MOST_SERIES,
@@ -16,7 +17,7 @@ from flexbench.report.charts.chart import (
 )
 from flexbench.report.charts.thinning import thin
 from flexbench.report.charts.wording import counted, left_out
-from flexbench.report.formats.cells import format_quantity, printable
+from flexbench.report.formats.cells import format_quantity
 from flexbench.report.predictions import Prediction
 
 _BYTES_PER_GIB = 2**30

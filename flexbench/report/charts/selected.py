@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flexbench.report.runs import IDENTITY_COLUMNS
@@ -27,6 +27,15 @@ class SelectedRuns:
     def __init__(self, store: RunStore, condition: Condition = ALL_RUNS) -> None:
         self._store = store
         self._condition, self._parameters = condition
+
+    def narrowed(self, values: Mapping[str, Any]) -> SelectedRuns:
+        """Those of them with these values in these columns of `runs`; None is one, too."""
+        conditions = [
+            f"({self._condition})",
+            *(f"{name} IS NOT DISTINCT FROM ?" for name in values),
+        ]
+        parameters = [*self._parameters, *values.values()]
+        return SelectedRuns(self._store, (" AND ".join(conditions), parameters))
 
     def rows(
         self, query: str, parameters: Sequence[Any] = (), *, tables: str = ""

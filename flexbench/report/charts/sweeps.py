@@ -12,7 +12,7 @@ from flexbench.report.charts.chart import MOST_POINTS, MOST_SERIES
 from flexbench.report.charts.selected import IS_LATE, IS_LIMITED, NO_SETUP, SelectedRuns
 from flexbench.report.charts.wording import Names, counted, name_configurations
 from flexbench.report.formats.cells import format_figure
-from flexbench.report.runs import IDENTITY_COLUMNS
+from flexbench.report.runs import IDENTITY_COLUMNS, PROJECTED
 
 _MOST_LOADS = MOST_POINTS // MOST_SERIES
 _NAMED = 5  # configurations without a curve of their own that a note names
@@ -38,6 +38,14 @@ class Sweep:
     """Those that follow from the load: runs on one curve differ in them."""
     swept_setup: tuple[str, ...] = ()
     """The same for names in `setup`."""
+
+    @property
+    def runs_condition(self) -> str:
+        """The runs that it is about, in SQL; its parameter is `system`."""
+        return (
+            f"system IS NOT DISTINCT FROM ? AND {self.condition} AND isfinite(throughput)"
+            f" AND {self.load} IS NOT NULL"
+        )
 
     @property
     def what(self) -> str:
@@ -146,6 +154,7 @@ class SweptSeries:
     points: tuple[LoadPoint, ...]
     curve: Mapping[str, Any] | None = None
     """The record of the search for saturation that these points are of."""
+    is_projected: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +180,7 @@ def read_sweep(
     curves: Sequence[Mapping[str, Any]] = (),
     fewest_loads: int = 1,
 ) -> SweptRuns:
-    """The configurations with most loads, and what each load gave.
+    """The configurations with most runs, and what each load gave.
 
     `latency` is an SQL expression. Runs that lack it or their throughput are passed over, and
     configurations under less than `fewest_loads`.
@@ -185,7 +194,12 @@ def read_sweep(
         curve_of = _match_curves(query, curves, drawn)
     names = name_configurations([json.loads(key) for key in keys])
     series = [
-        SweptSeries(name=name, points=tuple(found[key]), curve=curve_of.get(key))
+        SweptSeries(
+            name=name,
+            points=tuple(found[key]),
+            curve=curve_of.get(key),
+            is_projected=json.loads(key).get("basis") == PROJECTED,
+        )
         for name, key in zip(names.names, drawn, strict=False)
         if found[key]
     ]
@@ -238,22 +252,15 @@ class _Query:
             f"SELECT {', '.join(self._columns)}, setup, {self._sweep.load} AS load,"  # noqa: S608
             f" min(id) AS id, count(*) AS num, bool_or({IS_LIMITED}) AS is_limited,"
             f" bool_or({IS_LATE}) AS is_late, {_spread('throughput', 'throughput')},"
-            f" {_spread(self._latency, 'latency')} FROM selected WHERE {self._condition}"
+            f" {_spread(self._latency, 'latency')} FROM selected WHERE {self._sweep.runs_condition}"
             f" AND isfinite({self._latency}) GROUP BY ALL"
         )
 
-    @property
-    def _condition(self) -> str:
-        return (
-            f"system IS NOT DISTINCT FROM ? AND {self._sweep.condition} AND isfinite(throughput)"
-            f" AND {self._sweep.load} IS NOT NULL"
-        )
-
     def keys(self, most: int, fewest_loads: int) -> list[str]:
-        """Those with most loads first, among equals the one that was read first."""
+        """Those with most runs first, among equals the one with the highest throughput."""
         rows = self._runs.rows(
             "SELECT key FROM chart_points GROUP BY key HAVING count(*) >= ?"
-            " ORDER BY count(*) DESC, min(id) LIMIT ?",
+            " ORDER BY sum(num_runs) DESC, max(throughput) DESC, min(id) LIMIT ?",
             [fewest_loads, most],
         )
         return [row["key"] for row in rows]
@@ -299,7 +306,7 @@ class _Query:
             ],
             tables=(
                 f"same AS (SELECT {self._key} AS key, {self._sweep.load} AS load FROM selected"  # noqa: S608
-                f" WHERE {self._condition}"
+                f" WHERE {self._sweep.runs_condition}"
                 f" AND list_contains(?, {{'l': {self._sweep.load}::DOUBLE, 't': throughput}}))"
             ),
         )

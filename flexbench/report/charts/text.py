@@ -10,13 +10,14 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
+from flexbench.core.printable import printable
 from flexbench.core.timeline import What
 from flexbench.report.charts.canvas import Canvas, Place, Scale
 from flexbench.report.charts.chart import Axis, Bar, Chart, ChartKind, PointMark, Series
 from flexbench.report.charts.palette import BAR_COLORS, COLORS
 from flexbench.report.charts.ticks import linear_ticks
 from flexbench.report.charts.timeline import REST
-from flexbench.report.formats.cells import format_figure, printable
+from flexbench.report.formats.cells import format_figure
 
 _LEAST_WIDTH = 30
 _LEAST_HEIGHT = 6
@@ -26,6 +27,7 @@ _RESET = "\x1b[0m"
 
 _FULL = {True: "●■▲◆✚▼▶◀", False: "o#^*+vx%"}
 _HOLLOW = {True: "○□△◇✛▽▷◁", False: "!!!!!!!!"}
+_PROJECTED = {True: "◌", False: "~"}
 _RING = {True: "◉", False: "@"}
 _DIAGONAL = {True: "·", False: "."}
 _LANES: Mapping[bool, Mapping[str, str]] = {
@@ -149,6 +151,8 @@ class _Text:
                 return _FULL[self._is_unicode][number]
             case PointMark.CLIENT_LIMITED:
                 return _HOLLOW[self._is_unicode][number]
+            case PointMark.PROJECTED:
+                return _PROJECTED[self._is_unicode]
             case PointMark.SATURATION:
                 return _RING[self._is_unicode]
 
@@ -161,6 +165,8 @@ class _Text:
         marks = {point.mark for point in points}
         if PointMark.CLIENT_LIMITED in marks:
             entries.append((_HOLLOW[self._is_unicode][0], None, "client-limited"))
+        if PointMark.PROJECTED in marks:
+            entries.append((_PROJECTED[self._is_unicode], None, "projected"))
         if PointMark.SATURATION in marks:
             entries.append((_RING[self._is_unicode], None, "saturation"))
         if self._chart.kind is ChartKind.SCATTER:

@@ -5,33 +5,48 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
+from flexbench.core.printable import printable
 from flexbench.core.timeline import What
 from flexbench.report.charts.chart import MOST_POINTS, Axis, Bar, Chart, ChartKind, Series
 from flexbench.report.charts.selected import KEY, SelectedRuns
 from flexbench.report.charts.sweeps import is_number
-from flexbench.report.charts.wording import all_have, counted, left_out, name_configurations
+from flexbench.report.charts.wording import (
+    all_have,
+    counted,
+    left_out,
+    name_configurations,
+    short_model,
+    to_slug,
+)
 from flexbench.report.formats.cells import format_figure
 
 REST = "rest"
 _MOST_CHARTS = 4
 _MOST_LANES = 64
 _NAMED = 5
-_DESCRIBED = 4
+_DESCRIBED = 2
 _BUBBLES = {
     "bubble_fraction": "measured",
     "bubble_theory": "in theory",
     "bubble_of_schedule": "of the schedule that was run",
 }
-# The newest run of each configuration that has stages, the newest of these first.
+_HAS_PIPELINE = (
+    "json_array_length(details, '$.stages') > 1"
+    " AND json_array_length(details, '$.stages[0].timeline.rows') > 0"
+)
+# The newest run of each configuration that has stages. Those of several stages that say what they
+# did when come first, then those of several stages, the newest of these first.
 _NEWEST = (
-    f"SELECT id, started_at, details, {KEY} AS key FROM selected"  # noqa: S608
+    f"SELECT id, started_at, details, {KEY} AS key,"  # noqa: S608
+    f" coalesce({_HAS_PIPELINE}, FALSE) AS has_pipeline,"
+    " json_array_length(details, '$.stages') > 1 AS has_several FROM selected"
     " WHERE system = 'dist' AND json_array_length(details, '$.stages') > 0"
     " QUALIFY row_number() OVER (PARTITION BY key ORDER BY started_at DESC NULLS LAST, id DESC) = 1"
-    " ORDER BY started_at DESC NULLS LAST, id DESC"
+    " ORDER BY has_pipeline DESC, has_several DESC, started_at DESC NULLS LAST, id DESC"
 )
 
 
@@ -52,39 +67,44 @@ class _Lane:
 
 
 def timeline_charts(runs: SelectedRuns) -> Iterator[Chart]:
-    """The newest run of each configuration, at most four of them."""
+    """The newest run of each configuration, at most four of them.
+
+    Pipelines that do not say what was when are drawn where there are no others, and what is no
+    pipeline where there is none.
+    """
     rows = runs.rows(f"{_NEWEST} LIMIT ?", [_MOST_CHARTS + _NAMED])
     names = name_configurations([json.loads(row["key"]) for row in rows])
     num_rows = len(rows)
-    if num_rows > _MOST_CHARTS:
+    if num_rows == _MOST_CHARTS + _NAMED:
         num_rows = runs.rows(f"SELECT count(*) AS num FROM ({_NEWEST})")[0]["num"]  # noqa: S608
+    drawn = [row for row in rows if _tier(row) == _tier(rows[0])]
+    num_drawn = min(len(drawn), _MOST_CHARTS)
     charts: list[Chart] = []
-    for row, name in zip(rows[:_MOST_CHARTS], names.names, strict=False):
-        number = len(charts) + 1
-        chart = _chart(json.loads(row["details"]), number, name, all_have(names.common))
+    for row, name in zip(rows[:num_drawn], names.names, strict=False):
+        subject = _subject(json.loads(row["key"]), name)
+        chart = _chart(json.loads(row["details"]), subject, all_have(names.common))
         if chart is not None:
             charts.append(chart)
-    missing = left_out(names.names[_MOST_CHARTS:], num_rows - _MOST_CHARTS)
+    missing = left_out(names.names[num_drawn:], num_rows - num_drawn)
     for chart in charts:
-        yield chart if chart is not charts[-1] else _with_notes(chart, [*names.notes, *missing])
+        is_last = chart is charts[-1]
+        yield replace(chart, notes=[*chart.notes, *names.notes, *missing]) if is_last else chart
 
 
-def _with_notes(chart: Chart, notes: Sequence[str]) -> Chart:
-    return Chart(
-        name=chart.name,
-        kind=chart.kind,
-        title=chart.title,
-        description=chart.description,
-        x=chart.x,
-        y=chart.y,
-        series=chart.series,
-        notes=[*chart.notes, *notes],
-    )
+def _tier(row: Mapping[str, Any]) -> tuple[bool, bool]:
+    return row["has_pipeline"], row["has_several"]
 
 
-def _chart(
-    details: Mapping[str, Any], number: int, name: str, common: Sequence[str]
-) -> Chart | None:
+def _subject(key: Mapping[str, Any], name: str) -> str:
+    """The model, how many stages it has, and what else tells it from others."""
+    topology = printable(str(key.get("topology") or ""))
+    parts = [part for part in (short_model(key.get("model")), topology) if part]
+    model = printable(str(key.get("model") or ""))
+    others = [part for part in name.split(", ") if part not in (model, topology)]
+    return ", ".join([*parts, *others])
+
+
+def _chart(details: Mapping[str, Any], subject: str, common: Sequence[str]) -> Chart | None:
     """None: the stages do not say what they did."""
     stages = [one for one in _list(details.get("stages")) if isinstance(one, Mapping)]
     stages = stages[:_MOST_LANES]
@@ -95,22 +115,20 @@ def _chart(
     if not lanes:
         return None
     merged, shortest_s = _merge(lanes)
-    notes = [f"Of the newest run of {name}.", *common]
-    notes += _bubble_note(details.get("figures")) if len(lanes) > 1 else []
+    notes = _bubble_note(details.get("figures")) if len(lanes) > 1 else []
     if is_totals:
-        notes.append(
-            "These are totals, not moments: how long each rank did what, one after the other."
-        )
+        notes.append("How long each rank did what, one after the other: not when it did so.")
+    notes += ["The newest run of this configuration.", *common]
     if shortest_s:
         notes.append(f"Drawn in steps of {format_figure(shortest_s)} s: what took most of each.")
     notes += [] if is_totals else _end_note(lanes)
     num_left_out = len(_list(details.get("stages"))) - len(stages)
     notes += [f"Ranks that are not drawn: {num_left_out:,}."] if num_left_out else []
-    what = "totals, not moments" if is_totals else "what each rank did when"
+    what = "total time per rank" if is_totals else "what each rank did when"
     return Chart(
-        name=f"timeline-{number}",
+        name="-".join(part for part in ("timeline", to_slug(subject)) if part),
         kind=ChartKind.TIMELINE,
-        title=f"Stages of a pipeline ({number}): {what}",
+        title=f"Stages of {subject or 'a pipeline'}: {what}",
         description=_describe(lanes),
         x=Axis(title="Total time" if is_totals else "Time", unit="s"),
         y=Axis(title=""),

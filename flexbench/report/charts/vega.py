@@ -37,6 +37,7 @@ _MARGIN = 0.06  # of a linear axis, behind its outermost values
 _LOG_MARGIN = 1.2  # behind the outermost values of a logarithmic axis
 _LONGEST_IN_TWO_COLUMNS = 48
 _LINE = 118  # characters of a note below the title
+_MOST_LINES = 2  # of notes below the title
 _ZOOM = "zoom"
 _CHOSEN = "chosen"
 
@@ -67,7 +68,8 @@ def to_vega_lite(chart: Chart, *, is_dark: bool = False, is_interactive: bool = 
 
 
 def _title(chart: Chart) -> Spec:
-    lines = [line for note in chart.notes for line in textwrap.wrap(note, _LINE)]
+    """The first notes are the most important ones; a page and a terminal have all."""
+    lines = textwrap.wrap(" ".join(chart.notes), _LINE, max_lines=_MOST_LINES, placeholder=" …")
     return {"text": textwrap.wrap(chart.title, 80), "subtitle": lines}
 
 
@@ -168,10 +170,13 @@ class _Drawing:
         yield self._line({"type": "line", "strokeWidth": 2}) | self._params()
         if any(point.y_low is not None for point in points):
             yield self._intervals()
-        limited = {"field": "mark", "equal": PointMark.CLIENT_LIMITED.value}
-        yield self._points({"not": limited}, is_filled=True)
-        if any(point.mark is PointMark.CLIENT_LIMITED for point in points):
-            yield self._points(limited, is_filled=False)
+        hollow = [PointMark.CLIENT_LIMITED.value, PointMark.PROJECTED.value]
+        yield self._points({"not": {"field": "mark", "oneOf": hollow}}, is_filled=True)
+        for mark in (PointMark.CLIENT_LIMITED, PointMark.PROJECTED):
+            if any(point.mark is mark for point in points):
+                condition = {"field": "mark", "equal": mark.value}
+                is_broken = mark is PointMark.PROJECTED
+                yield self._points(condition, is_filled=False, is_broken=is_broken)
         if any(point.mark is PointMark.SATURATION for point in points):
             yield self._rings()
         if self._has_tags:
@@ -256,10 +261,12 @@ class _Drawing:
             },
         }
 
-    def _points(self, condition: Spec, *, is_filled: bool) -> Spec:
+    def _points(self, condition: Spec, *, is_filled: bool, is_broken: bool = False) -> Spec:
         mark: Spec = {"type": "point", "filled": is_filled, "size": 75, "opacity": 1}
         if not is_filled:
             mark["strokeWidth"] = 2
+        if is_broken:
+            mark |= {"strokeDash": [3, 2], "size": 110}
         return {
             "transform": [{"filter": condition}],
             "mark": mark,

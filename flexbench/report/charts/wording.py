@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flexbench.report.formats.cells import format_figure, printable
-from flexbench.report.runs import GATE_COLUMNS
+from flexbench.core.printable import printable
+from flexbench.report.formats.cells import format_figure
+from flexbench.report.runs import GATE_COLUMNS, MEASURED
 
 Key = Mapping[str, Any]
 """Columns of a configuration and their values; "setup" is an object of its own."""
@@ -18,6 +20,13 @@ _LONGEST_NAME = 60
 _LONGEST_TEXT = 300
 _LOG_FROM = 30.0  # an axis that reaches from 1 to more is logarithmic
 _CLIENT_SYSTEMS = ("petals", "serving")
+# Figures of dummy weights, and projections, are never to be taken for others.
+_ALWAYS_NAMED = ("weights", "basis")
+_LONGEST_SLUG = 40
+_NOT_IN_SLUG = re.compile(r"[^a-z0-9]+")
+_COUNTED = {"num_gpu_batches": "GPU batch", "num_threads": "thread", "num_gpus": "GPU"}
+# Their values say what they are of.
+_SELF_EVIDENT = ("api_url", "base_url")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +44,8 @@ class Names:
 def name_configurations(keys: Sequence[Key]) -> Names:
     """Names from what sets `keys` apart; they have the same columns, but for those in setup.
 
-    All that must not be compared unnoticed is in a name, of the rest as little as tells it from the
-    others.
+    What must not be compared unnoticed comes first: weights, and what was projected, in any case,
+    of the rest as little as tells a configuration from the others.
     """
     if not keys:
         return Names(names=(), common="", notes=())
@@ -44,8 +53,11 @@ def name_configurations(keys: Sequence[Key]) -> Names:
     fields = list(dict.fromkeys(name for one in flat for name in one))
     differing = [name for name in fields if _differ([one.get(name) for one in flat])]
     gates = [name for name in differing if name in GATE_COLUMNS]
-    chosen = _fewest(flat, gates, [name for name in differing if name not in gates])
-    full = _named(flat, [*gates, *chosen])
+    always = [name for name in gates if name in _ALWAYS_NAMED]
+    others = [name for name in gates if name not in always]
+    said = [*_fewest(flat, always, others), *always]
+    said += _fewest(flat, said, [name for name in differing if name not in gates])
+    full = _named(flat, said)
     short = _distinct([_cut(name, _LONGEST_NAME) for name in full])
     common = [
         _words(name, flat[0][name], flat[0])
@@ -57,7 +69,7 @@ def name_configurations(keys: Sequence[Key]) -> Names:
         common=_cut(printable(", ".join(common)), _LONGEST_TEXT),
         notes=(
             *(f"“{one}” is {long}." for one, long in zip(short, full, strict=True) if one != long),
-            *_unsaid(flat, [*gates, *chosen], differing),
+            *_unsaid(flat, said, differing),
         ),
     )
 
@@ -84,10 +96,15 @@ def _fewest(flat: Sequence[Key], gates: Sequence[str], others: Sequence[str]) ->
 
 def _named(flat: Sequence[Key], fields: Sequence[str]) -> list[str]:
     """Without what is not known, unless a name is needed for that."""
-    known = [_joined(one, [name for name in fields if one.get(name) is not None]) for one in flat]
+    known = [_joined(one, [name for name in fields if _is_news(one, name)]) for one in flat]
     if all(known) and len(set(known)) == len(known):
         return known
     return [_joined(one, fields) or _subject(one) for one in flat]
+
+
+def _is_news(key: Key, name: str) -> bool:
+    """Whether it is known, and not what everybody takes for granted."""
+    return key.get(name) is not None and (name, key[name]) != ("basis", MEASURED)
 
 
 def _joined(one: Key, fields: Sequence[str]) -> str:
@@ -104,14 +121,14 @@ def _unsaid(flat: Sequence[Key], said: Sequence[str], differing: Sequence[str]) 
 
     known = [values(name) for name in said]
     names = [
-        printable(name.removeprefix(_SETUP))
+        printable(name.removeprefix(_SETUP).replace("_", " "))
         for name in differing
         if name not in said and values(name) not in known
     ]
     if not names:
         return []
     text = _cut(", ".join(names), _LONGEST_TEXT)
-    return [f"Beside what their names say, the configurations differ in {text}."]
+    return [f"They also differ in: {text}."]
 
 
 def counted(count: float, word: str) -> str:
@@ -129,19 +146,35 @@ def interval_text(low: float, high: float, unit: str) -> str:
     return f"{values} {unit}".rstrip()
 
 
-def left_out(names: Sequence[str], num_left_out: int, what: str = "configuration") -> list[str]:
+def left_out(
+    names: Sequence[str], num_left_out: int, what: str = "configuration", because: str = ""
+) -> list[str]:
     """A note on what is not drawn: at most five of them by name; none when nothing is left out."""
+    because = f" {because}" if because else ""
     if num_left_out <= 0:
         return []
     named = list(names[:5])
     others = num_left_out - len(named)
     listed = "; ".join(named) if others <= 0 else "; ".join([*named, f"{others:,} more"])
-    return [f"Not drawn: {counted(num_left_out, what)}: {listed}."]
+    return [f"Not drawn: {counted(num_left_out, what)}{because}: {listed}."]
 
 
 def all_have(common: str) -> list[str]:
     """A note on what all series have in common; none for nothing."""
-    return [f"All: {common}."] if common else []
+    return [f"Same for all: {common}."] if common else []
+
+
+def to_slug(text: str) -> str:
+    """A text as a part of a file's name: small letters, digits and hyphens; "" where none is left.
+
+    Others may have the same.
+    """
+    return _NOT_IN_SLUG.sub("-", text.casefold())[:_LONGEST_SLUG].strip("-")
+
+
+def short_model(model: Any) -> str:
+    """Without the organization: 'opt-125m'."""
+    return printable(str(model or "")).rpartition("/")[2]
 
 
 def is_wide(values: Sequence[float]) -> bool:
@@ -158,8 +191,13 @@ def process_word(system: str | None) -> str:
 
 def _words(name: str, value: Any, key: Key) -> str:
     plain = name.removeprefix(_SETUP)
+    words = plain.replace("_", " ")
     if value is None:
-        return f"{plain.replace('_', ' ')} not known"
+        return f"{words} not known"
+    if isinstance(value, bool):
+        return words if value else f"no {words}"
+    if plain in _COUNTED and isinstance(value, int):
+        return counted(value, _COUNTED[plain])
     match name:
         case "weights":
             return f"{value} weights"
@@ -173,13 +211,8 @@ def _words(name: str, value: Any, key: Key) -> str:
             return f"prompt {value}"
         case "max_tokens":
             return f"{value} new"
-    return str(value) if name in GATE_COLUMNS else f"{plain} {_value(value)}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return format_figure(value) if isinstance(value, float) else str(value)
+    text = format_figure(value) if isinstance(value, float) else str(value)
+    return text if name in GATE_COLUMNS or plain in _SELF_EVIDENT else f"{words} {text}"
 
 
 def _subject(key: Key) -> str:

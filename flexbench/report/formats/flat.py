@@ -33,6 +33,8 @@ def to_csv(tables: Sequence[Table]) -> str:
 
 def _harmless(value: Any) -> Any:
     """Spreadsheets take a text that begins like this for a formula, and carry it out."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
     return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_BEGINS) else value
 
 

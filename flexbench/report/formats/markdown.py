@@ -29,7 +29,7 @@ def _lines(table: Table) -> list[str]:
         *(_line(_cell(column, row) for column in columns) for row in table.rows),
     ]
     notes = ["", *(f"- {_escape(note)}" for note in table.notes)] if table.notes else []
-    return [*head, *caption, *body, *notes]
+    return [*head, *caption, *(body if table.rows else []), *notes]
 
 
 def _line(cells: Iterable[str]) -> str:

@@ -33,6 +33,9 @@ def _parts(table: Table, width: int) -> Iterator[RenderableType]:
     yield Text(printable(table.title), style="bold")
     if table.caption:
         yield Text(printable(table.caption), style="dim")
+    if not table.rows:
+        yield from (Text(printable(note)) for note in table.notes)
+        return
     rows = table.rows[:MOST_ROWS]
     marked = frozenset().union(*(row.best for row in rows))
     widths = {column.name: _width(column, rows) + _GAP for column in table.columns}
@@ -51,7 +54,7 @@ def _what_is_missing(table: Table, left_out: Sequence[Column]) -> Iterator[str]:
         yield f"{num_missing} more rows: --filter and --group-by make fewer, --format csv has all"
     if left_out:
         names = ", ".join(column.name for column in left_out)
-        yield f"Not shown, for want of width: {names} (--format csv has all)"
+        yield f"Hidden, as the terminal is too narrow: {names} (--format csv has all)"
 
 
 def _width(column: Column, rows: Sequence[Row]) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from flexbench.report.formats.cells import printable
+from flexbench.core.printable import printable
 
 # What could end a script element, or begin a comment in one, as JSON writes it otherwise.
 _ESCAPES = str.maketrans({"<": "\\u003c", ">": "\\u003e", "&": "\\u0026"})

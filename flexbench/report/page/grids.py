@@ -1,10 +1,11 @@
-"""Tables as the page shows them: cells with what they are sorted by, aligned at the point."""
+"""Tables as the page shows them: how cells are sorted, which columns go where room is short."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 from flexbench.report.formats.cells import cell
@@ -13,6 +14,20 @@ from flexbench.report.table import Column, Kind, Row, Table
 # More zeros to the right of a figure would push it out of sight.
 _MOST_PADDING = 6
 _LABEL_CELLS = 3
+# So many rows tell which columns they differ in.
+_ROWS_TO_TELL = 500
+_VERDICT = "verdict"
+# Of a comparison, what people look for first.
+_FIRST = ("figure", _VERDICT, "ratio")
+_GOOD, _BAD, _OPEN = "good", "bad", "open"
+_TONES = {
+    "faster": _GOOD,
+    "better": _GOOD,
+    "slower": _BAD,
+    "worse": _BAD,
+    "not sure": _OPEN,
+}
+_SIGNS = {_GOOD: "✓", _BAD: "✗", _OPEN: "?"}
 
 
 class Cell(NamedTuple):
@@ -25,6 +40,13 @@ class Cell(NamedTuple):
     """Unseen digits that align its point with those of its column."""
     is_known: bool
     is_best: bool
+    tone: str = ""
+    """Of a verdict: good, bad or open."""
+
+    @property
+    def sign(self) -> str:
+        """What says the same as the colour of a verdict."""
+        return _SIGNS.get(self.tone, "")
 
 
 class GridRow(NamedTuple):
@@ -49,6 +71,8 @@ class Grid:
     table: Table
     columns: Sequence[Column]
     """Those that are shown."""
+    drops: Mapping[str, int]
+    """By name of a column that may be left out, when it goes where room is short: 1 is first."""
     rows: Sequence[GridRow]
     has_runs: bool
     has_best: bool
@@ -60,7 +84,7 @@ class Grid:
 
 def to_grid(table: Table, *, name: str, ids_with_details: frozenset[int] = frozenset()) -> Grid:
     """What the page shows of a table; its rows lead to the runs with `ids_with_details`."""
-    columns = [column for column in table.columns if column.is_shown]
+    columns = _in_order(table)
     texts = [[cell(column, row) for column in columns] for row in table.rows]
     decimals = [
         _most_decimals(column, [line[index] for line in texts])
@@ -74,10 +98,58 @@ def to_grid(table: Table, *, name: str, ids_with_details: frozenset[int] = froze
         name=name,
         table=table,
         columns=columns,
+        drops=_drops(table),
         rows=rows,
         has_runs=any(row.run_ids for row in table.rows),
         has_best=any(row.best for row in table.rows),
     )
+
+
+def _in_order(table: Table) -> list[Column]:
+    """The columns that are shown; of a comparison its verdicts come before configurations."""
+    columns = [column for column in table.columns if column.is_shown]
+    if not any(column.name == _VERDICT for column in columns):
+        return columns
+    first = [column for name in _FIRST for column in columns if column.name == name]
+    return [*first, *(column for column in columns if column not in first)]
+
+
+def _drops(table: Table) -> dict[str, int]:
+    """Those of the highest priority numbers go first, and what tells rows apart goes last."""
+    columns = [column for column in table.columns if column.is_shown]
+    places = {column.name: place for place, column in enumerate(columns)}
+    optional = [column for column in columns if column.priority > 0]
+    needed = _telling(table, columns)
+    optional.sort(key=lambda one: (one.name in needed, -one.priority, -places[one.name]))
+    return {column.name: number for number, column in enumerate(optional, start=1)}
+
+
+def _telling(table: Table, columns: Sequence[Column]) -> set[str]:
+    """The names of optional columns without which rows would look as if they were the same."""
+    describing = list(takewhile(lambda column: column.kind in (Kind.TEXT, Kind.COUNT), columns))
+    rows = table.rows[:_ROWS_TO_TELL]
+    values = {column.name: [cell(column, row) for row in rows] for column in describing}
+    kept = [values[column.name] for column in describing if column.priority == 0]
+    optional = [column.name for column in describing if column.priority > 0]
+    needed: set[str] = set()
+
+    def num_told(name: str) -> int:
+        return len(set(zip(*kept, values[name], strict=True)))
+
+    most = len(set(zip(*values.values(), strict=True)))
+    while len(needed) < len(optional) and len(set(zip(*kept, strict=True))) < most:
+        best = max((name for name in optional if name not in needed), key=num_told)
+        needed.add(best)
+        kept.append(values[best])
+    return needed
+
+
+def _tone(verdict: str, row: Row) -> str:
+    """What is worse, but no more than is accepted, is neither good nor bad."""
+    word, comma, _ = verdict.partition(",")
+    tone = _TONES.get(word, "")
+    is_accepted = tone == _BAD and bool(comma) and not row.values.get("is_regression")
+    return _OPEN if is_accepted else tone
 
 
 def _grid_row(
@@ -94,6 +166,7 @@ def _grid_row(
             padding=_padding(text, most),
             is_known=row.values.get(column.name) is not None,
             is_best=column.name in row.best,
+            tone=_tone(text, row) if column.name == _VERDICT else "",
         )
         for column, text, most in zip(columns, texts, decimals, strict=True)
     ]

@@ -27,7 +27,7 @@
   function ownText(cell) {
     if (cell.firstElementChild === null) return cell.textContent;
     const copy = cell.cloneNode(true);
-    for (const extra of copy.querySelectorAll(".best, .mark, .unseen")) extra.remove();
+    for (const extra of copy.querySelectorAll(".best, .mark, .sign, .unseen")) extra.remove();
     return copy.textContent.trim();
   }
 
@@ -104,6 +104,106 @@
     });
   }
 
+  // Columns: as many as there is room for, until somebody wants all
+
+  const isNarrow = matchMedia("(max-width: 40rem)"); // rows are cards there: page.css
+  const MOST_IN_CARD = 9;
+
+  // A text as CSS has it: nothing in it ends it.
+  function quoted(text) {
+    const escaped = text.replace(/[^ \w./%]/gu, (one) => `\\${one.codePointAt(0).toString(16)} `);
+    return `"${escaped}"`;
+  }
+
+  // An empty rule of our style sheet: one rule hides a column of however many rows.
+  function addRule(text) {
+    const sheet = document.styleSheets[0];
+    return sheet.cssRules[sheet.insertRule(text, sheet.cssRules.length)];
+  }
+
+  // What stands above a column stands in each cell of a card.
+  function labelCards(grid, headings) {
+    headings.forEach((heading, column) => {
+      if (heading.classList.contains("runs")) return;
+      const words = Array.from(heading.childNodes, (node) => node.textContent.trim());
+      const text = quoted(words.filter(Boolean).join(" "));
+      addRule(
+        `@media (max-width: 40rem) { #${grid.id} tr:not(.opened) > td:nth-child(${column + 1})` +
+          `::before { content: ${text} } }`,
+      );
+    });
+  }
+
+  function makeFitting(grid, table) {
+    const headings = Array.from(table.tHead.rows[0].cells);
+    const scroll = grid.querySelector(".scroll");
+    const button = grid.querySelector(".more");
+    const sideways = grid.querySelector(".sideways");
+    const hasCards = grid.classList.contains("cards");
+    const optional = headings
+      .filter((heading) => heading.dataset.drop)
+      .sort((one, other) => one.dataset.drop - other.dataset.drop);
+    const numValues = headings.filter((one) => !one.classList.contains("runs")).length;
+    const rule = addRule(".none { display: none }");
+    if (hasCards) labelCards(grid, headings);
+    let widths = null;
+    let room = 0;
+    let isAll = false;
+
+    function withoutRoom() {
+      const left = [...optional];
+      const gone = [];
+      if (hasCards && isNarrow.matches) {
+        while (left.length > 0 && numValues - gone.length > MOST_IN_CARD) {
+          gone.push(left.shift());
+        }
+        return gone;
+      }
+      if (widths === null) {
+        rule.selectorText = ".none"; // they are measured as long as all are there
+        widths = new Map(headings.map((heading) => [heading, heading.offsetWidth]));
+      }
+      let width = Array.from(widths.values()).reduce((sum, one) => sum + one, 0);
+      while (left.length > 0 && width > room) {
+        gone.push(left.shift());
+        width -= widths.get(gone.at(-1));
+      }
+      return gone;
+    }
+
+    function hint() {
+      const rest = scroll.scrollWidth - scroll.clientWidth - scroll.scrollLeft;
+      scroll.parentElement.classList.toggle("goes-left", scroll.scrollLeft > 1);
+      scroll.parentElement.classList.toggle("goes-right", rest > 1);
+      sideways.hidden = scroll.scrollWidth <= scroll.clientWidth + 1;
+    }
+
+    function fit() {
+      const gone = withoutRoom();
+      const places = (isAll ? [] : gone).map(
+        (heading) => `#${grid.id} tr:not(.opened) > :nth-child(${heading.cellIndex + 1})`,
+      );
+      rule.selectorText = places.join(", ") || ".none";
+      button.hidden = gone.length === 0;
+      button.textContent = isAll ? "Fewer columns" : `More columns (${gone.length})`;
+      button.setAttribute("aria-expanded", String(isAll));
+      hint();
+    }
+
+    button.setAttribute("aria-controls", table.id);
+    button.addEventListener("click", () => {
+      isAll = !isAll;
+      fit();
+    });
+    scroll.addEventListener("scroll", hint, { passive: true });
+    // It is 0 wide as long as it is in something closed.
+    new ResizeObserver(() => {
+      if (scroll.clientWidth === 0 || scroll.clientWidth === room) return;
+      room = scroll.clientWidth;
+      fit();
+    }).observe(scroll);
+  }
+
   // Rows that open
 
   function isOpen({ row }) {
@@ -150,6 +250,7 @@
   for (const grid of document.querySelectorAll(".grid")) {
     const table = grid.querySelector("table");
     const rows = rowsOf(table);
+    makeFitting(grid, table);
     makeSortable(table, rows);
     makeFilter(grid, rows);
     makeOpenable(grid, rows);

@@ -18,10 +18,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from flexbench.core.printable import printable
 from flexbench.report.charts.chart import Chart
 from flexbench.report.charts.vega import INTERACTION_HINT
-from flexbench.report.formats.cells import printable
-from flexbench.report.page.definitions import metrics_used, project_url
+from flexbench.report.page.definitions import about, metrics_used, project_url, terms_used
 from flexbench.report.page.details import RunDetails, to_view
 from flexbench.report.page.drawings import Drawing, drawings, vega_script
 from flexbench.report.page.embedding import content_hash
@@ -32,6 +32,10 @@ __all__ = ["MOST_RUNS", "PageContent", "RunDetails", "to_page"]
 
 MOST_RUNS = 500
 """Details of more runs would make a file that no browser opens quickly."""
+INTRODUCTION = (
+    "How fast large language models answered: what flexbench measured, what came of it, and every "
+    "run behind the figures."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,10 @@ class PageContent:
     title: str
     made_at: str
     """When, in words or ISO 8601."""
+    introduction: str = INTRODUCTION
+    """What this page is, in a sentence for somebody who was sent it."""
+    subject: str = ""
+    """What was reported on: files and folders, and the baseline."""
     summary: Sequence[str]
     """Sentences, the answer first."""
     verdict: str | None = None
@@ -77,6 +85,8 @@ def to_page(content: PageContent) -> str:
         runs=[to_view(run) for run in shown_runs],
         num_left_out=max(0, num_runs - len(shown_runs)),
         metrics=metrics_used(content.tables, content.charts),
+        terms=terms_used(content.tables),
+        about=about,
         project_url=project_url(),
     )
 

@@ -63,7 +63,11 @@ def find_list(values: Mapping[str, Any], name: str) -> list[Any]:
 
 def text_of(values: Mapping[str, Any], name: str) -> str:
     """The text that has to stand there."""
-    value = value_of(values, name)
+    return as_text(name, value_of(values, name))
+
+
+def as_text(name: str, value: Any) -> str:
+    """The value, if it is a text. Raises RecordError, which calls it `name`."""
     # Half of a surrogate pair, which JSON can write, cannot be printed.
     if not isinstance(value, str) or value != value.encode(errors="ignore").decode():
         raise RecordError(f"{name} must be a text, not {quote(value)}")

@@ -41,6 +41,13 @@ class ResultFile:
     """By the person; others were found in a folder, or beside a TSV."""
     rows_path: Path | None = None
     """Of records: the TSV among the files that has the same runs as rows."""
+    num_bytes: int | None = None
+    """How long it was when it was found. A run that ends later appends to its record and its row;
+    of both or of the record alone a report can tell, of the row alone it cannot."""
+
+
+class UnfinishedError(InputFileError):
+    """The last line is one that somebody is writing, or was when the machine stopped."""
 
 
 def find_files(paths: Sequence[Path]) -> tuple[list[ResultFile], list[InputFileError]]:
@@ -84,7 +91,9 @@ class _Search:
         identity = _identity_of(status)
         known = self.found.get(identity)
         if known is None:
-            known = ResultFile(path=path, kind=_kind_of(path), is_named=is_named)
+            known = ResultFile(
+                path=path, kind=_kind_of(path), is_named=is_named, num_bytes=status.st_size
+            )
         elif is_named:
             known = replace(known, is_named=True)
         self.found[identity] = known

@@ -94,6 +94,11 @@ def sample_of(latencies_s: Sequence[float]) -> list[float]:
     return [ordered[round(index * step)] for index in range(MOST_LATENCIES)]
 
 
+def latencies_in_details(latencies_s: Sequence[float]) -> dict[str, Any]:
+    """A sample of the latencies, and how many it stands for."""
+    return {"latencies_s": sample_of(latencies_s), "num_latencies": len(latencies_s)}
+
+
 def counted(number: int, noun: str) -> str:
     """1 server, 2 servers."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

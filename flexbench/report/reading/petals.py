@@ -25,8 +25,8 @@ from flexbench.report.reading.parts import (
     figures_of,
     find_machine,
     find_num_gpus_of_machine,
+    latencies_in_details,
     model_name,
-    sample_of,
 )
 from flexbench.report.runs import DUMMY, MEASURED, REAL, Run
 
@@ -42,7 +42,7 @@ def run_of(record: Mapping[str, Any], origin: Origin) -> Run:
     figures = object_of(record, "figures")
     swarm = object_of(record, "swarm")
     clients = [as_object("each of clients", one) for one in find_list(record, "clients")]
-    latencies_s = sample_of(_latencies(clients))
+    latencies_s = _latencies(clients)
     return Run(
         source=origin.path,
         line=origin.line,
@@ -118,4 +118,4 @@ def _details(
     without_requests = [
         {name: value for name, value in client.items() if name != "requests"} for client in clients
     ]
-    return {**record, "clients": without_requests, "latencies_s": latencies_s}
+    return {**record, "clients": without_requests, **latencies_in_details(latencies_s)}

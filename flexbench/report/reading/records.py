@@ -14,7 +14,7 @@ from flexbench.core.units import format_bytes
 from flexbench.report.predictions import Prediction
 from flexbench.report.reading import dist, petals, requests, server_config, serving
 from flexbench.report.reading.fields import RecordError, as_object, quote, value_of
-from flexbench.report.reading.files import Kind, ResultFile
+from flexbench.report.reading.files import Kind, ResultFile, UnfinishedError
 from flexbench.report.reading.parts import Origin
 from flexbench.report.runs import Run
 
@@ -27,6 +27,9 @@ _SMALL_BYTES = 8 * 2**20
 _ANY_DIGIT = str.maketrans("123456789", "000000000")
 _MANY_DIGITS = 19 * "0"
 _LARGEST = 2**63
+_WORDS = ("true", "false", "null", "NaN", "Infinity", "-Infinity")
+# What is left of a word or a number that is cut off: tr, 1.5e-
+_HALVES = {word[:end] for word in _WORDS for end in range(1, len(word))} | {".", "e", "e-", "e+"}
 
 _ADAPTERS: dict[str, Callable[[Mapping[str, Any], Origin], Run]] = {
     petals.SYSTEM: petals.run_of,
@@ -50,6 +53,15 @@ class Curve:
     """Where the points of a serving curve are, and what a search found there."""
 
     record: Mapping[str, Any]
+    record_id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """What was predicted of a server that was launched, and what it turned out to be."""
+
+    predictions: list[Prediction]
+    record_id: str | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +69,15 @@ class Foreign:
     """A file that was found in a folder and has nothing to do with flexbench."""
 
 
-Found = Run | Failure | Curve | Foreign | list[Prediction]
+Found = Run | Failure | Curve | Server | Foreign
 
 
 def read_records(file: ResultFile) -> Iterator[Found | InputFileError]:
     """What the records of a file tell, in their order.
 
     A malformed record comes as the InputFileError that describes it, so that the caller decides
-    whether to stop there. Raises InputFileError when the file itself cannot be read.
+    whether to stop there; half a line at the end as an UnfinishedError. Raises InputFileError when
+    the file itself cannot be read.
     """
     try:
         with file.path.open("rb") as data:
@@ -108,7 +121,9 @@ def _read_lines(file: ResultFile, data: IO[bytes]) -> Iterator[Found | InputFile
         try:
             found = _found(file, number, line, may_be_foreign=is_first)
         except RecordError as error:
-            yield InputFileError(file.path, f"not a record: {error}", line=number)
+            is_half = isinstance(error, _CutOffError) and not line.endswith(b"\n")
+            kind = UnfinishedError if is_half else InputFileError
+            yield kind(file.path, f"not a record: {error}", line=number)
         else:
             yield found
             if isinstance(found, Foreign):
@@ -146,6 +161,10 @@ class _SeveralError(RecordError):
     """A record, and more behind it."""
 
 
+class _CutOffError(RecordError):
+    """The beginning of a record."""
+
+
 def _load(content: bytes) -> Any:
     """The JSON value, in which the requests of a point are their latencies."""
     text = content.decode(errors="replace").removeprefix(_BYTE_ORDER_MARK).rstrip()
@@ -157,14 +176,23 @@ def _load(content: bytes) -> Any:
     except json.JSONDecodeError as error:
         if error.msg == "Extra data":
             raise _SeveralError(f"it is not JSON (column {error.colno})") from error
-        is_cut_off = error.pos >= len(text) or error.msg.startswith("Unterminated string")
-        hint = "; it may have been cut off" if is_cut_off else ""
-        raise RecordError(f"it is not JSON (column {error.colno}){hint}") from error
+        problem = f"it is not JSON (column {error.colno})"
+        if _is_cut_off(text, error):
+            raise _CutOffError(f"{problem}; it may have been cut off") from error
+        raise RecordError(problem) from error
     except (ValueError, RecursionError) as error:
         raise RecordError("it is not JSON that can be read") from error
     if isinstance(value, dict) and value.get("system") == serving.SYSTEM and requests.NAME in value:
         value[requests.NAME] = requests.latencies_of(value[requests.NAME])
     return value
+
+
+def _is_cut_off(text: str, error: json.JSONDecodeError) -> bool:
+    """Whether it ends where more was expected, be it in the middle of a word."""
+    rest = text[error.pos :]
+    if error.msg.startswith("Invalid \\u"):
+        return '"' not in rest
+    return not rest or error.msg.startswith("Unterminated string") or rest in _HALVES
 
 
 def _told(record: Mapping[str, Any], origin: Origin) -> Found:
@@ -173,7 +201,7 @@ def _told(record: Mapping[str, Any], origin: Origin) -> Found:
     if system not in SYSTEMS:
         raise RecordError(f"system {quote(system)} is none of {', '.join(SYSTEMS)}")
     if system == serving.CURVE_SYSTEM:
-        return Curve(record=serving.curve_of(record))
+        return Curve(record=serving.curve_of(record), record_id=origin.record_id)
     status = value_of(record, "status")
     if status not in (OK, FAILED, INTERRUPTED):
         raise RecordError(f"status must be ok, failed or interrupted, not {quote(status)}")
@@ -182,7 +210,8 @@ def _told(record: Mapping[str, Any], origin: Origin) -> Found:
         identity = serving.identity_of(record) if is_point else origin.record_id
         return Failure(status=status, record_id=identity)
     if system == server_config.SYSTEM:
-        return server_config.predictions_of(record)
+        predictions = server_config.predictions_of(record)
+        return Server(predictions=predictions, record_id=origin.record_id)
     run = _ADAPTERS[system](record, origin)
     _check_storable(run)
     return run

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -23,6 +24,7 @@ from flexbench.core.results import (
     parse_row,
 )
 from flexbench.core.units import format_bytes
+from flexbench.report.reading.files import UnfinishedError
 from flexbench.report.store import RowLines
 
 CHUNK_BYTES = 2**20
@@ -38,23 +40,32 @@ _FIGURE = rb"[0-9]{1,17}+(?:\.[0-9]{1,30}+)?+(?:[eE][+-]?+[0-9]{1,2}+)?+"
 _LINE = rb"\t".join([_COUNT, _COUNT, _COUNT, _COUNT, _COUNT_OR_NONE, _FIGURE, _FIGURE])
 _LINES = re.compile(rb"(?:" + _LINE + rb"\r?+\n)*+")
 _HEADER_LINE = re.compile(re.escape(_HEADER.encode()) + rb"\r?\n")
+_NOT_ENDED = "the line is not ended: it may be half written"
 
 
 def read_row_lines(
-    path: Path, *, chunk_bytes: int = CHUNK_BYTES
+    path: Path, *, num_bytes: int | None = None, chunk_bytes: int = CHUNK_BYTES
 ) -> Iterator[RowLines | InputFileError]:
     """The rows of a results TSV, with or without a header, some thousands at a time.
 
-    A malformed line comes as the InputFileError that describes it. The rows and errors are those of
-    `core.results.read_rows`; but counts that no column can hold are errors here. Raises
-    InputFileError when the file itself cannot be read.
+    With `num_bytes`, only those that begin in so many bytes. A malformed line comes as the
+    InputFileError that describes it. The rows and errors are those of `core.results.read_rows`; but
+    counts that no column can hold are errors here, and below a header as flexbench writes it, which
+    ends each line, a last line without an end is an UnfinishedError. Raises InputFileError when the file itself
+    cannot be read.
     """
     line = 1
+    is_ours = False
     try:
         with path.open("rb") as file:
-            for chunk in _chunks(path, file, chunk_bytes):
-                is_first = line == 1
-                header = _HEADER_LINE.match(chunk) if is_first else None
+            for chunk in _chunks(path, file, chunk_bytes, num_bytes):
+                header = _HEADER_LINE.match(chunk) if line == 1 else None
+                is_ours |= line == 1 and _begins_like_ours(chunk)
+                if not chunk.endswith((b"\n", b"\r")):
+                    if is_ours:
+                        yield UnfinishedError(path, _NOT_ENDED, line=line)
+                        return
+                    chunk += b"\n"
                 start = header.end() if header is not None else 0
                 if _LINES.fullmatch(chunk, start):
                     rows = chunk[start:].replace(b"\r", b"").split(b"\n")[:-1]
@@ -73,10 +84,18 @@ def read_row_lines(
         raise InputFileError(path, f"cannot be read: {error.strerror or error}") from error
 
 
-def _chunks(path: Path, file: IO[bytes], size: int) -> Iterator[bytes]:
-    """The file in parts that end with a line; the last line gets its end if it has none."""
+def _begins_like_ours(text: bytes) -> bool:
+    """Whether it has the header, or half of it, and nobody has edited it since, as on Windows."""
+    header = f"{_HEADER}\n".encode()
+    return text.startswith(header) or (header.startswith(text) and text != header[:-1])
+
+
+def _chunks(path: Path, file: IO[bytes], size: int, num_bytes: int | None) -> Iterator[bytes]:
+    """The file in parts that end with a line; a last line that has no end is a part of its own."""
     rest = b""
-    while data := file.read(size):
+    remaining = sys.maxsize if num_bytes is None else num_bytes
+    while data := file.read(min(size, remaining)):
+        remaining -= len(data)
         data = rest + data
         cut = _end_of_last_line(data)
         rest = data[cut:]
@@ -85,7 +104,10 @@ def _chunks(path: Path, file: IO[bytes], size: int) -> Iterator[bytes]:
         elif len(rest) > _LONGEST_LINE:
             raise InputFileError(path, f"has a line of more than {format_bytes(_LONGEST_LINE)}")
     if rest:
-        yield rest + b"\n"
+        # Where the file has grown, the line that was half there.
+        rest += file.readline(_LONGEST_LINE)
+    cut = max(rest.rfind(end) for end in (b"\n", b"\r")) + 1
+    yield from (part for part in (rest[:cut], rest[cut:]) if part)
 
 
 def _end_of_last_line(data: bytes) -> int:

@@ -27,7 +27,7 @@ class Service:
     """What served the requests. None: not known."""
 
     model: str | None
-    weights: str
+    weights: str | None
     dtype: str | None = None
     topology: str | None = None
     num_gpus: int | None = None
@@ -39,7 +39,8 @@ def service_of(record: Mapping[str, Any], api: str) -> Service:
     describe = _KNOWN.get(api)
     if describe is not None:
         return describe(record, options)
-    return Service(model=_model(record, options), weights=REAL)
+    # A server may have been started with random weights as well; its clients cannot tell.
+    return Service(model=_model(record, options), weights=None)
 
 
 def _model(record: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
@@ -95,9 +96,10 @@ def _vllm(record: Mapping[str, Any], options: Mapping[str, Any]) -> Service:
     arguments = _words(find_text(options, "vllm_args") or "")
     parallel = find_count(options, "tp_size") or 1
     dtype = _argument(arguments, "--dtype")
+    is_dummy = _argument(arguments, "--load-format") == "dummy"
     return Service(
         model=_model(record, options),
-        weights=DUMMY if _argument(arguments, "--load-format") == "dummy" else REAL,
+        weights=DUMMY if is_dummy else REAL,
         dtype=None if dtype == "auto" else dtype,
         topology=f"tensor parallel {parallel}",
         num_gpus=_taken(record, parallel),

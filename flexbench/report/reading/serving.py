@@ -30,7 +30,7 @@ from flexbench.report.reading.parts import (
     Origin,
     figures_of,
     find_machine,
-    sample_of,
+    latencies_in_details,
     settings,
 )
 from flexbench.report.reading.services import service_of
@@ -218,5 +218,5 @@ def _figures(figures: Mapping[str, Any], audit: Mapping[str, Any]) -> dict[str, 
 def _details(record: Mapping[str, Any]) -> dict[str, Any]:
     details = {name: value for name, value in record.items() if name != "requests"}
     if "requests" in record:
-        details["latencies_s"] = sample_of(find_list(record, "requests"))
+        details |= latencies_in_details(find_list(record, "requests"))
     return details

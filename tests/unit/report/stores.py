@@ -1,4 +1,4 @@
-"""Runs, and stores that hold them."""
+"""Runs, stores that hold them, and what reports make of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from flexbench.report.comparison import Comparison, compare
 from flexbench.report.runs import Run
 from flexbench.report.selection import make_selection
 from flexbench.report.store import RunStore
@@ -85,3 +86,18 @@ def shown(table: Table) -> list[str]:
 def marked(rows: Sequence[Row]) -> list[list[str]]:
     """In what each row is best."""
     return [sorted(row.best) for row in rows]
+
+
+def compared(
+    old: Sequence[Run], new: Sequence[Run], *, max_regression: float = 0.05, **options: Any
+) -> Comparison:
+    with store_of(*old) as before, store_of(*new) as now:
+        return compare(before, now, make_selection(**options), max_regression=max_regression)
+
+
+def repeats(*throughputs: float, **changes: Any) -> list[Run]:
+    return [known(throughput=one, mean_latency=None, **changes) for one in throughputs]
+
+
+def verdicts(comparison: Comparison) -> list[str]:
+    return column(comparison.table, "verdict")

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import pytest
 
 from flexbench.core.errors import ConfigError
-from flexbench.report.comparison import Comparison, compare
-from flexbench.report.runs import Run
-from flexbench.report.selection import make_selection
-from flexbench.report.statistics import Sample, ratio_interval
-from tests.unit.report.stores import column, known, point, run, shown, store_of
-
-
-def compared(
-    old: Sequence[Run], new: Sequence[Run], *, max_regression: float = 0.05, **options
-) -> Comparison:
-    with store_of(*old) as before, store_of(*new) as now:
-        return compare(before, now, make_selection(**options), max_regression=max_regression)
-
-
-def repeats(*throughputs: float, **changes) -> list[Run]:
-    return [known(throughput=one, mean_latency=None, **changes) for one in throughputs]
-
-
-def verdicts(comparison: Comparison) -> list[str]:
-    return column(comparison.table, "verdict")
-
+from tests.unit.report.stores import (
+    column,
+    compared,
+    known,
+    point,
+    repeats,
+    run,
+    shown,
+    verdicts,
+)
 
 # --- two runs of the same configuration, and a slowed one ---
 
@@ -79,120 +66,6 @@ def test_what_is_accepted_is_a_share_of_the_baselines(now, max_regression, expec
     assert found.has_regression == (expected == "slower")
 
 
-# --- noise ---
-
-
-def test_a_change_within_the_noise_is_no_regression():
-    found = compared(repeats(100.0, 140.0, 60.0), repeats(80.0, 120.0, 70.0))
-    assert verdicts(found) == ["not sure"]
-    assert column(found.table, "reason") == ["within the noise"]
-    assert not found.has_regression
-    (low,), (high,) = column(found.table, "ratio_ci_low"), column(found.table, "ratio_ci_high")
-    assert low < 1 < high
-
-
-def test_a_change_beyond_the_noise_is_one():
-    found = compared(repeats(100.0, 101.0, 99.0), repeats(70.0, 71.0, 69.0))
-    assert verdicts(found) == ["slower"]
-    assert found.has_regression
-    interval = ratio_interval(Sample.of([100.0, 101.0, 99.0]), Sample.of([70.0, 71.0, 69.0]))
-    assert interval[1] < 0.75
-    ends = column(found.table, "ratio_ci_low") + column(found.table, "ratio_ci_high")
-    assert ends == pytest.approx(interval)
-
-
-def test_a_small_change_beyond_the_noise_is_told_and_accepted():
-    old, new = repeats(100.0, 100.1, 99.9), repeats(98.0, 98.1, 97.9)
-    found = compared(old, new)
-    assert verdicts(found) == ["slower, within 5%"]
-    assert not found.has_regression
-    assert verdicts(compared(new, old)) == ["faster, within 5%"]
-
-
-def test_equal_means_with_much_noise_may_hide_a_change():
-    found = compared(repeats(100.0, 160.0, 40.0), repeats(99.0, 150.0, 50.0))
-    assert verdicts(found) == ["equal"]
-    assert column(found.table, "reason") == ["noise may hide more than 5%"]
-
-
-def test_single_runs_borrow_the_noise_of_repeats():
-    noisy = repeats(100.0, 130.0, 70.0, batch_size=2)
-    found = compared([*noisy, *repeats(100.0)], [*noisy, *repeats(85.0)])
-    assert verdicts(found) == ["not sure", "equal"]
-    assert column(found.table, "reason")[0] == "within the noise, as of others' repeats"
-    assert not found.has_regression
-    quiet = repeats(100.0, 100.5, 99.5, batch_size=2)
-    found = compared([*quiet, *repeats(100.0)], [*quiet, *repeats(85.0)])
-    assert verdicts(found)[0] == "slower"
-    assert column(found.table, "reason")[0] == "noise from repeats of others"
-    assert found.has_regression
-
-
-def test_noise_of_another_system_is_not_borrowed():
-    noisy = [point(2, throughput=value) for value in (100.0, 150.0, 50.0)]
-    found = compared([*noisy, *repeats(100.0)], [*noisy, *repeats(85.0)], figures=["throughput"])
-    assert verdicts(found)[0] == "slower"
-
-
-def test_repeats_on_one_side_tell_the_noise_of_both():
-    found = compared(repeats(100.0, 120.0, 80.0), repeats(90.0))
-    assert verdicts(found) == ["not sure"]
-    assert column(found.table, "ratio_ci_low") == [None]
-
-
-# --- figures ---
-
-
-def test_figures_of_serving_are_judged_by_what_they_are_of():
-    found = compared([point(2)], [point(2, figures={"ttft_p99": 0.4})])
-    assert column(found.table, "figure") == ["throughput", "mean_latency", "ttft_p99"]
-    assert verdicts(found) == ["equal", "equal", "slower"]
-    assert column(found.table, "unit") == ["tokens/s", "s", "s"]
-
-
-def test_figures_that_were_asked_for():
-    old = [known(figures={"bubble_fraction": 0.2, "num_new": 1.0})]
-    new = [known(figures={"bubble_fraction": 0.3, "num_new": 2.0})]
-    found = compared(old, new, figures=["bubble_fraction", "num_new"])
-    assert verdicts(found) == ["worse", "higher"]
-    assert column(found.table, "is_regression") == [True, False]
-    with pytest.raises(ConfigError, match=r"^--figure: there is no figure 'speed'"):
-        compared(old, new, figures=["speed"])
-
-
-@pytest.mark.parametrize(
-    ("figure", "old", "new", "verdict", "is_regression"),
-    [
-        ("throughput", 0.0, 0.0, "equal", False),
-        ("throughput", 10.0, 0.0, "slower", True),
-        ("throughput", 0.0, 10.0, "faster", False),
-        ("mean_latency", 0.0, 1.0, "slower", True),
-        ("mean_latency", 1.0, 0.0, "faster", False),
-        ("throughput", None, 10.0, "not sure", False),
-        ("throughput", 10.0, None, "not sure", False),
-        ("throughput", -1.0, 10.0, "not sure", False),
-        ("throughput", 1e-300, 1e300, "faster", False),
-    ],
-)
-def test_what_has_no_ratio(figure, old, new, verdict, is_regression):
-    found = compared([known(**{figure: old})], [known(**{figure: new})], figures=[figure])
-    assert verdicts(found) == [verdict]
-    assert found.has_regression == is_regression
-
-
-def test_all_runs_at_zero_are_a_regression_with_repeats_too():
-    found = compared(repeats(10.0, 11.0), repeats(0.0, 0.0))
-    assert verdicts(found) == ["slower"]
-    assert (column(found.table, "ratio"), found.has_regression) == ([0.0], True)
-    back = compared(repeats(0.0, 0.0), repeats(0.0, 11.0))
-    assert column(back.table, "reason") == ["from 0, and not in all runs"]
-
-
-def test_what_neither_has_is_no_row():
-    found = compared([known(mean_latency=None)], [known(mean_latency=None)])
-    assert column(found.table, "figure") == ["throughput"]
-
-
 # --- matching ---
 
 
@@ -228,14 +101,60 @@ def test_nothing_in_common_is_an_error_that_tells_the_nearest():
         )
     assert error.value.message == (
         "--baseline: it has no configuration in common with the new runs; those most alike differ in "
-        "batch_size was 4, now 8"
+        "batch_size was 4, now 8; --group-by the columns to match by, for instance --group-by "
+        "model,num_processes"
     )
 
 
 def test_nothing_selected_is_an_error():
     for old, new in (([], [run()]), ([run()], [])):
-        with pytest.raises(ConfigError, match=r"^--baseline: "):
+        with pytest.raises(ConfigError, match=r"^--baseline: .* predicted is not compared"):
             compared(old, new)
+
+
+def test_other_statistics_than_means_are_not_compared():
+    with pytest.raises(ConfigError, match=r"^--stat: median does not go with --baseline"):
+        compared([run()], [run()], stats=["mean", "median"])
+    assert verdicts(compared([run()], [run()], stats=["mean", "ci"])) == ["equal", "equal"]
+
+
+def test_another_port_is_the_same_configuration():
+    old = [point(2, setup={"api_url": f"http://127.0.0.1:{port}"}) for port in (8001, 8002)]
+    new = [
+        point(2, setup={"api_url": f"http://127.0.0.1:{port}"}, throughput=10.0)
+        for port in (8002, 9000)
+    ]
+    found = compared(old, new, figures=["throughput"])
+    assert column(found.table, "ratio") == [0.5, 0.5]
+    assert column(found.table, "api_url") == ["http://127.0.0.1:8002", "http://127.0.0.1:9000"]
+    assert any("api_url (was http://127.0.0.1:8001 or" in note for note in found.table.notes)
+    with pytest.raises(ConfigError, match="no configuration in common"):
+        compared(old, [point(4)])
+    with pytest.raises(ConfigError, match="differ in machine cannot be compared"):
+        compared(old, [point(2, machine="M2", setup={"api_url": "http://127.0.0.1:1"})])
+
+
+def test_an_option_that_was_changed_on_purpose():
+    old, new = (
+        [known(throughput=speed, setup={"overlap": overlap, "pin_weight": True})]
+        for speed, overlap in ((20.0, True), (10.0, False))
+    )
+    with pytest.raises(ConfigError, match="overlap was yes, now no; --group-by the columns"):
+        compared(old, new)
+    found = compared(old, new, group_by=["model,procs"])
+    assert column(found.table, "ratio")[0] == 0.5
+    assert shown(found.table)[:2] == ["model", "num_processes"]
+    assert (
+        "Options that are not the same on both sides: overlap (was yes, now no)."
+        in found.table.notes
+    )
+
+
+def test_configurations_that_are_left_are_followed_by_what_to_do():
+    old = [*repeats(10.0), *repeats(10.0, setup={"overlap": True})]
+    new = [*repeats(10.0), *repeats(10.0, setup={"overlap": False})]
+    assert any("--group-by model,num_processes" in note for note in compared(old, new).table.notes)
+    assert not any("--group-by" in note for note in compared(old, old).table.notes)
 
 
 @pytest.mark.parametrize(
@@ -321,3 +240,22 @@ def test_the_verdict_names_the_worst():
         "2 of 2 figures are worse than the baseline's by more than 5%; the worst: throughput with "
         "batch_size 2 is 0.5 times the baseline's."
     )
+
+
+def test_the_verdict_names_only_what_sets_a_row_apart():
+    options = [
+        {"batch_size": size, "setup": {f"option_{number}": size * number for number in range(20)}}
+        for size in (1, 2)
+    ]
+    found = compared(
+        [one for changes in options for one in repeats(10.0, **changes)],
+        [*repeats(5.0, **options[0]), *repeats(10.0, **options[1])],
+    )
+    assert "throughput with batch_size 1 is 0.5 times" in found.verdict
+    assert found.verdict.startswith("1 of 2 figures is worse")
+    longs = ["x" * 300, "y" * 300]
+    found = compared(
+        [one for name in longs for one in repeats(10.0, model=name)],
+        [one for name in longs for one in repeats(5.0, model=name)],
+    )
+    assert len(found.verdict) < 250

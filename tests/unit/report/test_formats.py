@@ -102,7 +102,7 @@ def test_tables_fit_into_the_width_of_the_terminal(width):
 def test_what_does_not_fit_is_named():
     lines = shown(table(row("facebook/opt-30b", 4, 22.5)), width=34)
     assert not any("11.25" in line for line in lines)
-    assert any("throughput_ci_low" in line for line in " ".join(lines).split("Not shown"))
+    assert any("throughput_ci_low" in line for line in " ".join(lines).split("Hidden"))
     assert any("11.25" in line for line in shown(table(row("facebook/opt-30b", 4, 22.5))))
 
 
@@ -136,6 +136,12 @@ def test_markdown_has_what_people_see():
         "",
         "- why",
     ]
+
+
+def test_of_a_table_without_rows_only_its_notes_are_shown():
+    empty = table(notes=("nothing can be compared",))
+    assert shown(empty) == ["flexbench petals", "nothing can be compared"]
+    assert "|" not in to_markdown([empty])
 
 
 def test_names_are_no_markup_in_markdown():

@@ -8,7 +8,7 @@ from flexbench.core.errors import ConfigError
 from flexbench.report.gate import in_words, joined
 from flexbench.report.selection import make_selection
 from flexbench.report.summary import summarize
-from tests.unit.report.stores import column, known, run, store_of, tables_of
+from tests.unit.report.stores import column, known, point, run, store_of, tables_of
 
 
 def problem_of(*runs, **options) -> str:
@@ -21,8 +21,8 @@ def problem_of(*runs, **options) -> str:
 def test_dummy_and_real_weights_are_not_averaged():
     runs = [known(), known(), known(weights="real"), known(), known(weights="real")]
     assert problem_of(*runs, group_by=["num_processes"]) == (
-        "runs that differ in weights would be averaged in the group with num_processes 4 (weights: "
-        "dummy in 3 runs, real in 2 runs); add weights to --group-by, --filter them, or --allow-mixed"
+        "runs that differ in weights would be averaged in the group with system dist, num_processes "
+        "4 (weights: dummy in 3 runs, real in 2 runs); add weights to --group-by, --filter them, or --allow-mixed"
     )
     # With the column there is nothing to stop for.
     (table,) = tables_of(*runs, group_by=["num_processes", "weights"])
@@ -32,7 +32,7 @@ def test_dummy_and_real_weights_are_not_averaged():
 @pytest.mark.parametrize(
     ("name", "value"),
     [("model", "facebook/opt-30b"), ("basis", "projected"), ("dtype", "float16"),
-     ("topology", "2 stages"), ("machine", "M2"), ("system", "petals"), ("weights", None)],
+     ("topology", "2 stages"), ("machine", "M2"), ("weights", None)],
 )  # fmt: skip
 def test_the_gate_stops_for_each_of_its_columns(name, value):
     problem = problem_of(known(), known(**{name: value}), group_by=["batch_size"])
@@ -43,7 +43,8 @@ def test_the_gate_stops_for_each_of_its_columns(name, value):
 def test_what_is_not_known_is_like_what_is_not_known_only():
     (table,) = tables_of(run(), run(), group_by=["batch_size"])
     assert column(table, "num_runs") == [2]
-    problem = problem_of(run(), known(), known(), group_by=["batch_size"])
+    unknown = known(weights=None)
+    problem = problem_of(unknown, known(), known(), group_by=["batch_size"])
     assert "weights: dummy in 2 runs, not known in 1 run" in problem
 
 
@@ -54,7 +55,7 @@ def test_the_group_that_is_named_is_the_mixed_one():
         group_by=["batch_size,max_tokens"],
     )  # fmt: skip
     assert "runs that differ in dtype, machine" in problem
-    assert "in the group with batch_size 2, max_tokens 8" in problem
+    assert "in the group with system dist, batch_size 2, max_tokens 8" in problem
     assert "add dtype,machine to --group-by" in problem
 
 
@@ -80,16 +81,24 @@ def test_mixed_rows_are_marked_where_they_are_allowed():
     assert "Marked rows average runs that differ in weights." in table.notes
 
 
-def test_runs_of_several_systems_in_one_row_have_a_table_of_their_own():
-    tables = tables_of(
-        known(),
-        known(system="petals"),
-        known(batch_size=2),
-        group_by=["batch_size"],
-        allow_mixed=True,
-    )
-    assert [table.title for table in tables] == ["flexbench dist", "Runs of several systems"]
-    assert column(tables[1], "system") == ["dist + petals"]
+def test_systems_have_tables_of_their_own_however_runs_are_grouped():
+    runs = (known(), known(system="petals"), known(batch_size=2), run())
+    tables = tables_of(*runs, group_by=["batch_size"])
+    assert [table.title for table in tables] == [
+        "flexbench petals", "flexbench dist", "Runs without a record",
+    ]  # fmt: skip
+    assert [column(table, "num_runs") for table in tables] == [[1], [1, 1], [1]]
+    assert not any(row.is_mixed for table in tables for row in table.rows)
+
+
+def test_runs_without_the_figures_asked_for_do_not_count():
+    runs = [point(2), point(2, figures={"ttft_p99": 0.4}), known(), known(weights="real")]
+    (table,) = tables_of(*runs, group_by=["model"], figures=["ttft_p99"])
+    assert column(table, "num_runs") == [2]
+    assert column(table, "ttft_p99_mean") == pytest.approx([0.3])
+    assert "weights" in problem_of(*runs, group_by=["model"])
+    with store_of(*runs) as store, pytest.raises(ConfigError, match=r"^--figure: none of the sel"):
+        summarize(store, make_selection(figures=["ttft_p99"], filters=["system = dist"]))
 
 
 def test_hostile_values_in_a_message_stay_on_its_line():

@@ -14,18 +14,18 @@ def of(*models) -> dict[tuple[str, str], float]:
 def test_all_of_them():
     figures = of()
     assert len(figures) == 15
-    assert figures["OPT-6.7B", "FlexGen"] == 25.26
-    assert figures["OPT-30B", "FlexGen with compression"] == 8.38
-    assert figures["OPT-175B", "DeepSpeed ZeRO-Inference"] == 0.01
-    assert figures["OPT-175B", "Petals"] == 0.08
+    assert figures["facebook/opt-6.7b", "FlexGen"] == 25.26
+    assert figures["facebook/opt-30b", "FlexGen with compression"] == 8.38
+    assert figures["facebook/opt-175b", "DeepSpeed ZeRO-Inference"] == 0.01
+    assert figures["facebook/opt-175b", "Petals"] == 0.08
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("facebook/opt-6.7b", "OPT-6.7B"),
-        ("OPT-30B", "OPT-30B"),
-        ("someone/opt-175b-int8", "OPT-175B"),
+        ("facebook/opt-6.7b", "facebook/opt-6.7b"),
+        ("OPT-30B", "facebook/opt-30b"),
+        ("someone/opt-175b-int8", "facebook/opt-175b"),
     ],
 )
 def test_models_of_the_same_size(name, expected):
@@ -37,4 +37,4 @@ def test_models_of_the_same_size(name, expected):
 )
 def test_other_models_have_none_of_their_own(name):
     assert len(of(name)) == 15
-    assert {model for model, _ in of(name, "facebook/opt-30b")} == {"OPT-30B"}
+    assert {model for model, _ in of(name, "facebook/opt-30b")} == {"facebook/opt-30b"}

@@ -70,6 +70,12 @@ def selected(store, *filters: str) -> list[int]:
         (["concurrency = 2.0"], [3]),
         (["api = vllm", "concurrency <= 10"], [3, 4]),
         (["overlap = true"], [2]),
+        (["overlap = yes"], [2]),
+        (["overlap != yes"], [1, 3, 4]),
+        # By the headings of a table.
+        (["procs >= 4"], [1, 2, 4]),
+        (["clients > 9"], [4]),
+        (["tok/s < 20"], [1]),
         # Figures by their name.
         (["ttft_p99 <= 0.2"], [3]),
         (["ttft_p99 = not known"], [1, 2]),
@@ -88,7 +94,9 @@ def test_filters_select_runs(filters, expected):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("colour = red", "there is no column 'colour'; there are: source, system, .*overlap.*ttft_p99"),
+        ("colour = red", "there is no column 'colour'; there are: source, system, .* and 19 more"),
+        ("num_proceses = 4", r"there is no column 'num_proceses'; did you mean num_processes\? \(26 more"),
+        ("prompts = 4", r"did you mean sequence_length"),
         ("batch_size = four", "batch_size is compared with numbers, and 'four' is none"),
         ("ttft_p99 < fast", "compared with numbers"),
         ("throughput > nan", "compared with numbers"),

@@ -15,6 +15,10 @@ from flexbench.report.statistics import (
     Sample,
     bootstrap_interval,
     bootstrap_intervals,
+    chance_from_noise,
+    chance_of_difference,
+    chance_of_ratio,
+    difference_interval,
     ratio_interval,
     ratio_interval_from_noise,
     t_value,
@@ -100,10 +104,27 @@ def test_a_seed_repeats_an_interval():
 )
 def test_no_end_is_infinite_or_on_the_wrong_side(values, seed):
     low, high = bootstrap_interval(values, seed=seed)
-    mean = math.fsum(value / len(values) for value in values)
+    # Of halves: the sum of three of the largest overflows on its way.
+    half_mean = math.fsum(value / 2 / len(values) for value in values)
     slack = max(map(abs, values)) * 1e-9
-    assert -LARGEST <= low <= mean + slack
-    assert mean - slack <= high <= LARGEST
+    assert low >= -LARGEST
+    assert low / 2 <= half_mean + slack
+    assert half_mean - slack <= high / 2
+    assert high <= LARGEST
+
+
+# --- of a difference ---
+
+
+def test_the_interval_of_a_difference_by_hand():
+    assert difference_interval(Sample.of([0.1, 0.1]), Sample.of([0.4, 0.4])) == pytest.approx(
+        (0.3, 0.3)
+    )
+    # Two and two with one variance are two degrees: t is 4.3027.
+    ends = difference_interval(Sample.of([0.0, 0.2]), Sample.of([0.5, 0.7]))
+    half = 4.3027 * (0.02 / 2 + 0.02 / 2) ** 0.5
+    assert ends == pytest.approx((0.5 - half, 0.5 + half), rel=1e-4)
+    assert difference_interval(Sample.of([0.1]), Sample.of([0.4, 0.5])) is None
 
 
 # --- of a ratio ---
@@ -129,7 +150,7 @@ def test_both_sides_are_resampled_independently():
     assert high == pytest.approx(1 + 0.060, abs=0.012)
 
 
-@pytest.mark.parametrize("counts", [(2, 2), (3, 3), (5, 5)])
+@pytest.mark.parametrize("counts", [(2, 2), (3, 3), (5, 5), (2, 30), (30, 3), (4, 12)])
 def test_95_of_100_intervals_hold_the_ratio(counts):
     random = np.random.default_rng(5)
     num_held, num = 0, 400
@@ -138,6 +159,28 @@ def test_95_of_100_intervals_hold_the_ratio(counts):
         low, high = ratio_interval(old, new)
         num_held += low <= 1 <= high
     assert num_held / num > 0.93
+
+
+def test_the_chance_of_a_change_by_hand():
+    # Student's t of 4 degrees is beyond 2.7764 in 5 of 100 cases, of 3 beyond 3.1824.
+    for degrees, t in ((4, 2.7764), (3, 3.1824), (5000, 1.96)):
+        chance = chance_from_noise(
+            math.exp(-0.1 * t), relative_std=0.1, degrees=degrees, counts=(2, 2)
+        )
+        assert chance == pytest.approx(0.05, rel=1e-3)
+    # Two and two of one variance: t(2) beyond 0.5 / sqrt(0.02) = 3.5355 is 1 - t / sqrt(2 + t²).
+    old, new = Sample.of([0.0, 0.2]), Sample.of([0.5, 0.7])
+    assert chance_of_difference(old, new) == pytest.approx(1 - (12.5 / 14.5) ** 0.5)
+    assert chance_of_difference(Sample.of([0.1]), new) is None
+    # exp(0.5) times as much, with shares of 10 % on both sides: the same t.
+    old, new = (Sample(count=2, mean=mean, std=mean * 0.02**0.5) for mean in (1.0, math.exp(0.5)))
+    assert chance_of_ratio(old, new) == pytest.approx(1 - (12.5 / 14.5) ** 0.5)
+    assert chance_of_ratio(old, old) == 1.0
+
+
+def test_no_spread_leaves_nothing_to_chance():
+    assert chance_of_ratio(Sample.of([2.0, 2.0]), Sample.of([1.0, 1.0])) == 0.0
+    assert chance_of_ratio(Sample.of([2.0]), Sample.of([1.0, 1.0])) is None
 
 
 def test_the_ratio_of_many_runs_comes_from_their_spread():

@@ -19,7 +19,6 @@ from flexbench.report.table import Kind
 from tests.unit.report.stores import (
     column,
     known,
-    marked,
     point,
     run,
     shown,
@@ -192,11 +191,38 @@ def test_groups_by_any_columns():
         known(batch_size=2, throughput=60.0, setup={"overlap": False}),
         group_by=["overlap,max_tokens"],
     )
-    assert column(table, "overlap") == ["false", "true"]
+    assert column(table, "overlap") == [False, True]
     assert column(table, "throughput_mean") == [60.0, 15.0]
     assert column(table, "model") == ["facebook/opt-6.7b"] * 2
     assert shown(table)[:2] == ["overlap", "max_tokens"]
     assert "facebook/opt-6.7b" in table.caption
+
+
+def test_options_keep_their_types():
+    values = [True, "true", 1, 1.5, "1", None]
+    runs = [known(setup={"option": value} if value is not None else {}) for value in values]
+    for options in ({}, {"group_by": ["option"]}):
+        (table,) = tables_of(*runs, **options)
+        found = column(table, "option")
+        assert sorted(map(repr, found)) == sorted(map(repr, values))
+    (table,) = tables_of(known(setup={"option": True}), known(setup={"option": False}))
+    assert {one.name: one.kind for one in table.columns}["option"] is Kind.TEXT
+    (table,) = tables_of(known(setup={"option": {"b": [1]}}))
+    assert column(table, "option") == ['{"b": [1]}']
+
+
+def test_columns_by_the_headings_of_a_table():
+    (table,) = tables_of(
+        point(2, throughput=4.0), point(16, throughput=2.0), group_by=["clients"], sort=["-tok/s"]
+    )
+    assert shown(table)[0] == "concurrency"
+    assert column(table, "concurrency") == [2, 16]
+    assert {one.name: one.kind for one in table.columns}["concurrency"] is Kind.COUNT
+    (table,) = tables_of(*(known(batch_size=size) for size in (1, 2)), sort=["-batch"])
+    assert column(table, "batch_size") == [2, 1]
+    # A name of its own comes first.
+    (table,) = tables_of(known(setup={"new": 3}), group_by=["new"])
+    assert column(table, "new") == [3]
 
 
 def test_filters_leave_runs_out():
@@ -213,7 +239,7 @@ def test_unknown_columns_and_figures_are_errors():
             ({"figures": ["speed"]}, "^--figure: there is no figure 'speed'"),
             (
                 {"sort": ["speed"]},
-                "^--sort: there is no column 'speed'; there are: .*throughput_mean",
+                "^--sort: there is no column 'speed'; there are: system, .* more: the columns",
             ),
         ):
             with pytest.raises(ConfigError, match=problem):
@@ -242,7 +268,7 @@ def test_what_all_have_in_common_is_told_once():
         table.caption
         == "facebook/opt-6.7b, float32, dummy weights, measured, 4 stages, EPYC, 2 CPUs"
     )
-    assert table.notes == ("All of them: overlap true.",)
+    assert table.notes == ("Same for all rows: overlap yes.",)
     assert shown(table)[:5] == [
         "batch_size", "num_micro_batches", "num_processes", "sequence_length", "max_tokens",
     ]  # fmt: skip
@@ -391,68 +417,37 @@ def test_sorted_by_columns_and_figures():
     ]
 
 
-# --- best ---
-
-
-def test_the_best_of_each_figure_is_marked():
+def test_points_are_ordered_by_their_load():
+    """Whatever else differs and is not shown."""
     (table,) = tables_of(
-        known(batch_size=1, throughput=10.0, mean_latency=1.0),
-        known(batch_size=2, throughput=30.0, mean_latency=4.0),
-        known(batch_size=4, throughput=30.0, mean_latency=9.0),
+        point(16, num_micro_batches=1),
+        point(None, rate_per_s=10.0),
+        point(2, num_micro_batches=8),
+        point(None, rate_per_s=9.0),
+        point(4, model="facebook/opt-125m"),
     )
-    throughput = ["throughput_mean", "throughput_median"]
-    assert marked(table.rows) == [
-        ["mean_latency_mean", "mean_latency_median"],
-        throughput,
-        throughput,
-    ]
+    assert column(table, "concurrency") == [4, 2, 16, None, None]
+    assert column(table, "rate_per_s") == [None, None, None, 9.0, 10.0]
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"sequence_length": 64},
-        {"max_tokens": 8},
-        {"weights": "real"},
-        {"basis": "projected"},
-        {"machine": "M2"},
-        {"throughput": None, "mean_latency": None},
-    ],
-)
-def test_rows_that_cannot_be_compared_have_no_best(other):
-    (table,) = tables_of(known(), known(batch_size=2, **other))
-    assert marked(table.rows) == [[], []]
-
-
-def test_what_is_the_same_everywhere_is_nowhere_best():
-    (table,) = tables_of(known(mean_latency=1.0), known(batch_size=2, mean_latency=2.0))
-    assert marked(table.rows) == [["mean_latency_mean", "mean_latency_median"], []]
-
-
-def test_client_limited_points_and_mixtures_are_never_best():
+def test_what_tells_a_projection_is_never_left_out():
     (table,) = tables_of(
-        point(1, throughput=10.0),
-        point(2, throughput=20.0),
-        point(4, throughput=40.0, figures={"client_limited": 1.0}),
+        known(setup={"overlap": True}),
+        known(basis="projected", weights="real", machine="M2", setup={"overlap": False}),
+        known(model="facebook/opt-30b"),
     )
-    assert "throughput_mean" in marked(table.rows)[1]
-    assert marked(table.rows)[2] == []
-    (table,) = tables_of(
-        known(throughput=10.0),
-        known(throughput=10.0, weights="real"),
-        known(batch_size=2, throughput=5.0),
-        known(batch_size=3, throughput=4.0),
-        group_by=["batch_size"],
-        allow_mixed=True,
-    )
-    assert marked(table.rows)[0] == []
-    assert "throughput_mean" in marked(table.rows)[1]
+    priorities = {one.name: one.priority for one in table.columns if one.is_shown}
+    assert [priorities[name] for name in ("model", "weights", "basis")] == [0, 0, 0]
+    # The highest go first.
+    assert 0 < priorities["machine"] < priorities["num_runs"] < priorities["overlap"]
+    (table,) = tables_of(point(2), point(2), point(4))
+    priorities = {one.name: one.priority for one in table.columns}
+    assert priorities["ttft_p99_mean"] < priorities["throughput_ci_low"]
 
 
-def test_figures_that_are_neither_better_nor_worse_have_no_best():
-    (table,) = tables_of(
-        point(1, figures={"in_flight": 1.0, "num_new": 1.0}),
-        point(2, figures={"in_flight": 2.0, "num_new": 2.0}),
-        figures=["in_flight", "num_new"],
-    )
-    assert marked(table.rows) == [[], []]
+def test_a_load_that_few_rows_have_goes_early():
+    loads = [point(2 * number) for number in range(1, 9)]
+    (table,) = tables_of(*loads, point(None, rate_per_s=5.0))
+    priorities = {one.name: one.priority for one in table.columns}
+    assert priorities["concurrency"] == 0
+    assert priorities["rate_per_s"] > priorities["ttft_p99_mean"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flexbench.report.selection import make_selection
+from flexbench.report.statistics import Sample, ratio_interval
 from flexbench.report.systems import compare_systems
 from flexbench.report.table import Table
 from tests.unit.report.stores import column, known, point, run, shown, store_of
@@ -33,7 +34,13 @@ def test_the_best_of_each_for_the_same_task():
     )
     assert column(table, "system") == ["petals", "dist"]
     assert column(table, "throughput") == [30.0, 40.0]
-    assert column(table, "mean_latency") == [4.0, 8.0]
+    # A request's and a job's.
+    assert column(table, "mean_latency") == [4.0, None]
+    assert column(table, "total_latency") == [None, 8.0]
+    assert column(table, "ratio_ci_low") == [None, None]
+    assert "ratio_ci_low" not in shown(table)
+    priorities = {one.name: one.priority for one in table.columns}
+    assert (priorities["num_runs"], priorities["basis"]) == (0, 0)
     assert column(table, "ratio") == [0.75, None]
     assert column(table, "configuration") == [
         "batch 1, micro-batches 1, processes 6, 2 servers",
@@ -52,6 +59,19 @@ def test_a_mean_over_repeats_decides():
         dist(),
     )
     assert column(table, "throughput") == [70.0, 20.0]
+
+
+def test_repeats_of_both_tell_how_sure_the_ratio_is():
+    ours, theirs = [10.0, 11.0, 12.0], [20.0, 21.0, 22.0]
+    table = systems_of(
+        *(petals(throughput=one, num_gpus=2) for one in ours),
+        *(dist(throughput=one, num_gpus=1) for one in theirs),
+    )
+    low, high = ratio_interval(Sample.of(theirs), Sample.of(ours))
+    assert column(table, "ratio") == pytest.approx([11 / 2 / 21, None])
+    assert column(table, "ratio_ci_low") == pytest.approx([low / 2, None])
+    assert column(table, "ratio_ci_high") == pytest.approx([high / 2, None])
+    assert {"ratio_ci_low", "num_runs"} <= set(shown(table))
 
 
 def test_with_gpus_it_is_throughput_per_gpu():
@@ -122,10 +142,12 @@ def test_published_figures_stand_beside_and_are_marked_as_such():
     table = systems_of(petals(), dist(), with_published=True)
     assert column(table, "model")[:2] == ["facebook/opt-6.7b"] * 2
     published = table.rows[2:]
-    assert {row.values["model"] for row in published} == {"OPT-6.7B"}
+    # The names are the same, so that filters and sorting find both.
+    assert {row.values["model"] for row in published} == {"facebook/opt-6.7b"}
     assert {row.values["basis"] for row in published} == {"published"}
     assert {row.values["machine"] for row in published} == {"T4 (16 GB)"}
-    assert {"basis", "machine", "model"} <= set(shown(table))
+    assert {"basis", "machine"} <= set(shown(table))
+    assert table.caption == "facebook/opt-6.7b"
     by_system = {row.values["system"]: row.values["throughput_per_gpu"] for row in published}
     assert by_system["FlexGen"] == 25.26
     assert by_system["Petals"] == 8.25
@@ -146,7 +168,19 @@ def test_published_figures_beside_one_system_alone():
     assert petals_row["num_gpus"] == 4
 
 
-def test_published_figures_alone():
-    table = systems_of(run(), with_published=True)
-    assert len(table.rows) == 15
-    assert {row.values["basis"] for row in table.rows} == {"published"}
+def test_published_figures_stand_with_the_runs_of_their_model():
+    table = systems_of(
+        dist(model="facebook/opt-6.7b"), dist(model="facebook/opt-30b"), with_published=True
+    )
+    assert column(table, "model") == ["facebook/opt-30b"] * 6 + ["facebook/opt-6.7b"] * 6
+    assert [number for number, row in enumerate(table.rows) if row.run_ids] == [0, 6]
+
+
+@pytest.mark.parametrize("runs", [(run(),), (point(2),), (dist(),)])
+def test_published_figures_alone_are_no_results(runs):
+    assert systems_of(*runs, with_published=True, filters=["system != dist"]) is None
+
+
+def test_beside_models_that_nobody_published_all_of_them_stand():
+    table = systems_of(dist(model="facebook/opt-125m"), with_published=True)
+    assert len(table.rows) == 16

@@ -21,6 +21,11 @@ def charts_of(runs, *kinds, curves=(), **options):
         return make_charts(store, [], curves, kinds or tuple(PlotKind), **options)
 
 
+def lone(**changes):
+    """Another configuration under one load; a chart of one point alone would show nothing."""
+    return serving_run(dtype="float16", throughput=1.0, **changes)
+
+
 def latency_chart(runs, curves=()):
     (chart,) = charts_of(runs, PlotKind.THROUGHPUT_LATENCY, curves=curves)
     return chart
@@ -80,14 +85,11 @@ def test_repeats_are_one_point_with_the_interval_of_the_repeats():
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        ({"model": "bigscience/bloom-3b"}, "bigscience/bloom-3b"),
         ({"weights": "dummy"}, "dummy weights"),
         ({"basis": "projected"}, "projected"),
         ({"dtype": "bfloat16"}, "bfloat16"),
         ({"topology": "4 servers"}, "4 servers"),
         ({"machine": "other"}, "other"),
-        ({"sequence_length": 64}, "prompt 64"),
-        ({"max_tokens": 16}, "16 new"),
         ({"batch_size": 2}, "batch 2"),
         ({"setup": {"device": "cpu"}}, "device cpu"),
         ({"weights": None}, "weights not known"),
@@ -104,13 +106,85 @@ def test_what_all_have_in_common_is_a_note_and_no_part_of_names():
     chart = latency_chart([petals_run(), petals_run(dtype="float16")])
     assert [series.name for series in chart.series] == ["float32", "float16"]
     assert chart.notes[0] == (
-        "All: petals, bigscience/bloom-560m, real weights, measured, 2 servers, AMD EPYC, 2 CPUs, "
+        "Same for all: petals, bigscience/bloom-560m, real weights, measured, 2 servers, AMD EPYC, 2 CPUs, "
         "batch 1, 2 micro-batches, prompt 32, 8 new."
     )
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": "bigscience/bloom-3b"}, "bloom-3b, prompt 32, 8 new"),
+        ({"sequence_length": 64}, "bloom-560m, prompt 64, 8 new"),
+        ({"max_tokens": 16}, "bloom-560m, prompt 32, 16 new"),
+    ],
+)
+def test_each_task_has_a_chart_of_its_own(change, words):
+    runs = [petals_run(num_processes=n) for n in (1, 2, 4)]
+    runs += [petals_run(num_processes=n, **change) for n in (1, 2)]
+    first, second = charts_of(runs, PlotKind.THROUGHPUT_LATENCY)
+    assert first.title == "Throughput and mean latency: petals, bloom-560m, prompt 32, 8 new"
+    assert second.title == f"Throughput and mean latency: petals, {words}"
+    assert first.name == "throughput-latency-petals-bloom-560m-32-8"
+    assert [len(chart.series[0].points) for chart in (first, second)] == [3, 2]
+
+
+def test_the_tasks_with_most_runs_are_drawn_and_the_others_named():
+    runs = [
+        petals_run(num_processes=n, max_tokens=tokens)
+        for tokens in range(1, 7)
+        for n in range(1, tokens + 1)
+    ]
+    charts = charts_of(runs, PlotKind.THROUGHPUT_LATENCY)
+    assert [chart.name.rpartition("-")[2] for chart in charts] == ["6", "5", "4", "3"]
+    assert charts[-1].notes[-1] == (
+        "Not drawn: 2 tasks with fewer runs or, of as many, less throughput: "
+        "bloom-560m, prompt 32, 2 new; bloom-560m, prompt 32, 1 new."
+    )
+
+
+def test_a_single_point_is_no_chart():
+    assert charts_of([petals_run(), petals_run()], PlotKind.THROUGHPUT_LATENCY) == []
+    runs = [petals_run(), petals_run(num_processes=2), petals_run(max_tokens=9)]
+    chart = latency_chart(runs)
+    assert chart.notes[-1] == (
+        "Not drawn: 1 task with too little to draw: bloom-560m, prompt 32, 9 new."
+    )
+
+
+def test_charts_of_the_same_words_have_names_of_their_own():
+    runs = [petals_run(num_processes=n, model=m) for n in (1, 2) for m in ("a/x_1", "b/x-1")]
+    charts = charts_of(runs, PlotKind.THROUGHPUT_LATENCY)
+    assert [chart.name for chart in charts] == [
+        "throughput-latency-petals-x-1-32-8",
+        "throughput-latency-petals-x-1-32-8-2",
+    ]
+
+
+def test_projected_points_are_marked():
+    chart = latency_chart([dist_run(), dist_run(basis="projected", throughput=9.0)])
+    assert [series.name for series in chart.series] == ["measured", "projected"]
+    (measured,), (projected,) = (series.points for series in chart.series)
+    assert measured.mark is None
+    assert projected.mark is PointMark.PROJECTED
+    assert projected.label == "batch 4, 1 run, projected"
+    assert chart.notes[0] == "Broken hollow points: projected, not measured."
+    assert chart.description == (
+        "2 configurations; the highest throughput is 12 tokens/s: measured, batch 4."
+    )
+
+
 def test_each_system_has_a_chart_of_its_own():
-    runs = [petals_run(), dist_run(), serving_run(), petals_run(system=None)]
+    runs = [
+        run(dtype=dtype, **changes)
+        for run, changes in (
+            (petals_run, {}),
+            (dist_run, {}),
+            (serving_run, {}),
+            (petals_run, {"system": None}),
+        )
+        for dtype in ("float16", "float32")
+    ]
     names = [chart.name for chart in charts_of(runs, PlotKind.THROUGHPUT_LATENCY)]
     assert names == [
         "throughput-latency-petals",
@@ -205,7 +279,7 @@ def test_late_timestamps_are_told_where_latencies_are_shown():
 
 
 def test_configurations_under_one_load_are_not_drawn_over_it_and_counted():
-    runs = [petals_run(num_processes=n) for n in (1, 2)] + [petals_run(model="other")]
+    runs = [petals_run(num_processes=n) for n in (1, 2)] + [petals_run(dtype="other")]
     (chart,) = charts_of(runs, PlotKind.THROUGHPUT_CLIENTS)
     assert [series.name for series in chart.series] == ["bigscience/bloom-560m"]
     assert "Not drawn, as there is one load alone: 1 configuration." in chart.notes
@@ -219,7 +293,7 @@ def test_only_selected_runs_are_drawn():
 
 
 def test_hostile_names_are_printable_in_every_chart():
-    details = {"stages": [stage(0)], "latencies_s": [1.0, 2.0]}
+    details = {"stages": [stage(0)], "latencies_s": [1.0] * 5}
     common = {"model": HOSTILE, "details": details, "setup": {HOSTILE: HOSTILE}}
     runs = [run(num_processes=n, **common) for run in (petals_run, dist_run) for n in (1, 2)]
     charts = charts_of(runs)
@@ -248,7 +322,7 @@ def test_the_saturation_point_is_marked_on_the_curve_of_its_points():
     loads = [(1, 10.0), (2, 20.0), (4, 40.0), (8, 41.0)]
     runs = [serving_run(num_processes=load, throughput=value) for load, value in loads]
     runs += [
-        serving_run(num_processes=n, throughput=3.0 * n, model="other") for n in (1, 4, 5, 6, 7)
+        serving_run(num_processes=n, throughput=3.0 * n, dtype="other") for n in (1, 4, 5, 6, 7)
     ]
     chart = latency_chart(runs, curves=[curve(loads)])
     marked = [
@@ -257,9 +331,9 @@ def test_the_saturation_point_is_marked_on_the_curve_of_its_points():
         for point in series.points
         if point.mark is PointMark.SATURATION
     ]
-    assert marked == [("m", "4 clients, 1 run, saturation")]
+    assert marked == [("float32", "4 clients, 1 run, saturation")]
     assert (
-        "m: It saturates at 4 clients, where the ring is (sure); the highest throughput is 40 "
+        "float32: It saturates at 4 clients, where the ring is (sure); the highest throughput is 40 "
         "requests/s." in chart.notes
     )
 
@@ -299,19 +373,21 @@ def test_the_sentence_of_a_search_says_no_more_than_it_found(changes, sentence):
     ],
 )
 def test_a_curve_that_belongs_to_none_is_passed_over(record):
-    chart = latency_chart([serving_run(throughput=10.0)], curves=[record])
+    chart = latency_chart([serving_run(throughput=10.0), lone()], curves=[record])
     assert chart.series[0].points[0].mark is None
     assert not any("saturat" in note for note in chart.notes)
 
 
 def test_not_more_series_than_can_be_told_apart_and_the_rest_is_named():
-    runs = [petals_run(model=f"model-{n}") for n in range(15)]
-    runs += [petals_run(model="model-14", num_processes=2)]
+    runs = [petals_run(dtype=f"type-{n}", throughput=99.0 - n) for n in range(15)]
+    runs += [petals_run(dtype="type-14", num_processes=2)]
     chart = latency_chart(runs)
     assert len(chart.series) == MOST_SERIES
-    assert chart.series[0].name == "model-14"
+    # It has two runs; of the others those with the highest throughput.
+    assert [series.name for series in chart.series] == ["type-14", *(f"type-{n}" for n in range(7))]
     assert chart.notes[-1] == (
-        "Not drawn: 7 configurations: model-7; model-8; model-9; model-10; model-11; 2 more."
+        "Not drawn: 7 configurations with fewer runs or, of as many, less throughput: "
+        "type-7; type-8; type-9; type-10; type-11; 2 more."
     )
 
 

@@ -21,18 +21,19 @@ def with_latencies(latencies, **changes):
 
 
 def test_steps_go_from_0_to_1_at_the_values():
-    (chart,) = charts_of([with_latencies([3.0, 1.0, 2.0, 2.0])])
+    (chart,) = charts_of([with_latencies([3.0, 1.0, 2.0, 2.0, 5.0])])
     (series,) = chart.series
     assert chart.kind is ChartKind.DISTRIBUTION
     assert chart.name == "latency-distribution-petals"
     assert [(point.x, point.y) for point in series.points] == [
         (1.0, 0.0),
-        (1.0, 0.25),
-        (2.0, 0.5),
-        (2.0, 0.75),
-        (3.0, 1.0),
+        (1.0, 0.2),
+        (2.0, 0.4),
+        (2.0, 0.6),
+        (3.0, 0.8),
+        (5.0, 1.0),
     ]
-    assert series.points[2].label == "50 % took up to 2 s"
+    assert series.points[2].label == "40 % took up to 2 s"
     assert chart.x.full_title == "Request latency (s)"
     assert not chart.x.is_log
 
@@ -46,9 +47,9 @@ def test_the_description_names_the_middle_and_the_tail():
 
 def test_repeats_are_one_distribution_and_configurations_are_not():
     runs = [
-        with_latencies([1.0]),
-        with_latencies([2.0]),
-        with_latencies([5.0], num_processes=4),
+        with_latencies([1.0] * 3),
+        with_latencies([2.0] * 2),
+        with_latencies([5.0] * 5, num_processes=4),
     ]
     (chart,) = charts_of(runs)
     assert [(series.name, series.points[-1].x) for series in chart.series] == [
@@ -59,15 +60,15 @@ def test_repeats_are_one_distribution_and_configurations_are_not():
 
 def test_series_stand_in_the_order_of_their_medians():
     runs = [
-        with_latencies([5.0, 5.0], num_processes=1),
-        with_latencies([1.0], num_processes=4),
+        with_latencies([5.0] * 6, num_processes=1),
+        with_latencies([1.0] * 5, num_processes=4),
     ]
     (chart,) = charts_of(runs)
     assert [series.name for series in chart.series] == ["4 clients", "1 client"]
 
 
 def test_systems_are_in_charts_of_their_own():
-    runs = [with_latencies([1.0]), serving_run(details={"latencies_s": [0.1]})]
+    runs = [with_latencies([1.0] * 5), serving_run(details={"latencies_s": [0.1] * 5})]
     assert [chart.name for chart in charts_of(runs)] == [
         "latency-distribution-petals",
         "latency-distribution-serving",
@@ -75,11 +76,11 @@ def test_systems_are_in_charts_of_their_own():
 
 
 def test_a_range_over_30_times_is_logarithmic():
-    (chart,) = charts_of([with_latencies([0.1, 3.1])])
+    (chart,) = charts_of([with_latencies([0.1] * 4 + [3.1])])
     assert chart.x.is_log
-    (chart,) = charts_of([with_latencies([0.1, 2.9])])
+    (chart,) = charts_of([with_latencies([0.1] * 4 + [2.9])])
     assert not chart.x.is_log
-    (chart,) = charts_of([with_latencies([0.0, 2.9])])
+    (chart,) = charts_of([with_latencies([0.0] * 4 + [2.9])])
     assert not chart.x.is_log
 
 
@@ -93,17 +94,21 @@ def test_many_values_are_thinned_and_the_ends_stay():
     assert "Drawn in at most 124 steps each, evenly chosen." in chart.notes
 
 
-def test_the_eight_configurations_with_most_values_are_drawn_and_the_rest_is_named():
-    runs = [with_latencies([1.0] * n, num_processes=n) for n in range(1, 11)]
+def test_the_eight_configurations_with_most_runs_are_drawn_and_the_rest_is_named():
+    runs = [with_latencies([1.0] * 5, num_processes=n) for n in range(1, 11) for _ in range(n)]
     (chart,) = charts_of(runs)
     assert [series.name for series in chart.series] == [f"{n} clients" for n in range(10, 2, -1)]
-    assert chart.notes[-1] == "Not drawn: 2 configurations: 2 clients; 1 client."
+    assert chart.notes[-1] == (
+        "Not drawn: 2 configurations with fewer runs or, of as many, less throughput: "
+        "2 clients; 1 client."
+    )
 
 
 def test_values_that_are_no_latencies_are_passed_over():
-    values = [1.0, None, "2", True, -3.0, [4.0], {"5": 5}, 6]
+    values = [1.0, None, "2", True, -3.0, [4.0], {"5": 5}, 6, 7, 8, 9]
     (chart,) = charts_of([with_latencies(values)])
-    assert [point.x for point in chart.series[0].points] == [1.0, 1.0, 6.0]
+    assert [point.x for point in chart.series[0].points] == [1.0, 1.0, 6.0, 7.0, 8.0, 9.0]
+    assert charts_of([with_latencies([1.0] * 4 + ["x"] * 9)]) == []
     assert charts_of([with_latencies(["x"])]) == []
     assert charts_of([with_latencies([])]) == []
     assert charts_of([petals_run(details={"latencies_s": 7})]) == []
@@ -111,7 +116,7 @@ def test_values_that_are_no_latencies_are_passed_over():
 
 
 def test_a_limited_load_generator_is_told():
-    run = serving_run(limited=True, details={"latencies_s": [0.1]})
+    run = serving_run(limited=True, details={"latencies_s": [0.1] * 5})
     (chart,) = charts_of([run])
     assert "The load generator was the limit, not the service: m." in chart.notes
     assert all(math.isfinite(point.x) for point in chart.series[0].points)

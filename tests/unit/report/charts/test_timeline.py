@@ -29,16 +29,16 @@ def test_rows_of_a_timeline_are_bars_in_lanes():
         [run_of(stage(0, timeline=first, wall_s=5.0), stage(1, timeline=second, wall_s=5.0))]
     )
     assert chart.kind is ChartKind.TIMELINE
-    assert chart.name == "timeline-1"
+    assert chart.name == "timeline-opt-125m-2-stages"
     assert [series.name for series in chart.series] == ["rank 0", "rank 1"]
     assert bars(chart.series[0]) == [("computing", 0.0, 4.0), ("sending", 4.0, 5.0)]
     assert bars(chart.series[1]) == [("waiting", 0.0, 4.0), ("computing", 4.0, 5.0)]
-    assert "totals" not in chart.title
+    assert chart.title == "Stages of opt-125m, 2 stages: what each rank did when"
     assert chart.description == (
         "2 ranks in 5 s. Rank 0: computing 80 %, sending 20 %. "
         "Rank 1: waiting 80 %, computing 20 %."
     )
-    assert not any("totals" in note for note in chart.notes)
+    assert not any("not when" in note for note in chart.notes)
 
 
 def test_older_records_have_totals_one_after_the_other_and_say_so():
@@ -56,14 +56,14 @@ def test_older_records_have_totals_one_after_the_other_and_say_so():
         ("sending", 7.0, 8.5),
         ("rest", 8.5, 10.0),
     ]
-    assert chart.title.endswith("totals, not moments")
-    assert any(note.startswith("These are totals, not moments") for note in chart.notes)
+    assert chart.title.endswith("total time per rank")
+    assert any("not when it did so" in note for note in chart.notes)
 
 
 def test_one_stage_without_moments_makes_all_totals():
     timeline = moments(("computing", 0.0, 4.0))
     (chart,) = charts_of([run_of(stage(0, timeline=timeline), stage(1))])
-    assert chart.title.endswith("totals, not moments")
+    assert chart.title.endswith("total time per rank")
     assert bars(chart.series[0])[0] == ("loading", 0.0, 2.0)
 
 
@@ -86,11 +86,27 @@ def test_the_newest_run_of_each_configuration_and_not_more_than_four():
     runs.append(run_of(stage(0, wall_s=99.0), max_tokens=6, started_at="2026-11-01T00:00:00+00:00"))
     runs.append(run_of(stage(0, wall_s=77.0), max_tokens=6))
     charts = charts_of(runs)
-    assert [chart.name for chart in charts] == [f"timeline-{n}" for n in (1, 2, 3, 4)]
-    assert charts[0].notes[0] == "Of the newest run of 6 new."
+    assert [chart.name for chart in charts] == [
+        f"timeline-opt-125m-2-stages-{n}-new" for n in (6, 5, 4, 3)
+    ]
+    assert charts[0].title == "Stages of opt-125m, 2 stages, 6 new: total time per rank"
     assert bars(charts[0].series[0])[-1] == ("rest", 9.0, 10.0)
     assert charts[-1].notes[-1] == "Not drawn: 2 configurations: 2 new; 1 new."
     assert not any(note.startswith("Not drawn") for note in charts[0].notes)
+
+
+def test_pipelines_with_moments_come_first_and_others_only_without_them():
+    timeline = moments(("computing", 0.0, 4.0))
+    alone = run_of(stage(0, timeline=timeline), max_tokens=1, started_at="2026-11-09T00:00:00")
+    totals = run_of(stage(0), stage(1), max_tokens=2)
+    pipeline = run_of(stage(0, timeline=timeline), stage(1, timeline=timeline), max_tokens=3)
+    (chart,) = charts_of([alone, totals, pipeline])
+    assert chart.title.endswith("3 new: what each rank did when")
+    assert chart.notes[-1] == "Not drawn: 2 configurations: 2 new; 1 new."
+    (chart,) = charts_of([alone, totals])
+    assert chart.title.endswith("2 new: total time per rank")
+    (chart,) = charts_of([alone])
+    assert [series.name for series in chart.series] == ["rank 0"]
 
 
 def test_long_timelines_are_drawn_in_steps_of_what_took_most():

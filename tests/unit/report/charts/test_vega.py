@@ -9,7 +9,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from flexbench.report.charts.chart import MOST_SERIES, Chart
+from flexbench.report.charts.chart import MOST_SERIES, Chart, PointMark
 from flexbench.report.charts.palette import (
     BAR_COLORS,
     COLORS,
@@ -116,8 +116,20 @@ def test_an_interactive_chart_fits_its_place_and_zooms_without_hindering_the_pag
 def test_a_picture_has_title_and_notes_and_no_interaction():
     spec = to_vega_lite(samples.curve())
     assert spec["title"]["text"] == ["Throughput and mean latency: petals"]
-    assert "All: petals, bigscience/bloom-560m." in spec["title"]["subtitle"]
+    assert spec["title"]["subtitle"] == [" ".join(samples.curve().notes)]
+    many = replace(samples.curve(), notes=["A note that is rather long."] * 20)
+    lines = to_vega_lite(many)["title"]["subtitle"]
+    assert len(lines) == 2
+    assert lines[1].endswith(" …")
     assert not {key for key, _ in parts(spec)} & {"params", "param"}
+
+
+def test_what_is_projected_has_a_broken_outline():
+    chart = samples.curve(names=("one",))
+    points = [replace(point, mark=PointMark.PROJECTED) for point in chart.series[0].points]
+    layers = to_vega_lite(replace(chart, series=[replace(chart.series[0], points=points)]))["layer"]
+    (broken,) = [layer["mark"] for layer in layers if "strokeDash" in layer["mark"]]
+    assert (broken["type"], broken["filled"]) == ("point", False)
 
 
 def test_a_single_series_needs_no_legend():

@@ -13,6 +13,7 @@ from flexbench.report.charts.wording import (
     is_wide,
     left_out,
     name_configurations,
+    to_slug,
 )
 from tests.unit.report.charts.runs import HOSTILE
 
@@ -23,9 +24,13 @@ def key(**changes):
 
 def test_what_must_not_be_compared_unnoticed_is_always_in_a_name():
     names = name_configurations([key(weights="real"), key(model="n", weights="dummy")])
-    assert names.names == ("m, real weights", "n, dummy weights")
+    assert names.names == ("real weights", "dummy weights")
     assert names.common == "dist, 2 ranks, 8 new"
-    assert names.notes == ()
+    assert names.notes == ("They also differ in: model.",)
+    names = name_configurations([key(basis="measured"), key(basis="projected", model="n")])
+    assert names.names == ("measured", "projected")
+    keys = [key(basis=b, model=m) for b in ("measured", "projected") for m in "mn"]
+    assert name_configurations(keys).names == ("m", "n", "m, projected", "n, projected")
 
 
 def test_of_the_rest_only_what_is_needed_is_in_a_name():
@@ -38,14 +43,12 @@ def test_of_the_rest_only_what_is_needed_is_in_a_name():
     )
     assert names.names == ("1 rank", "2 ranks", "3 ranks")
     # What has the same values as what is said adds nothing.
-    assert names.notes == (
-        "Beside what their names say, the configurations differ in max_tokens, a.",
-    )
+    assert names.notes == ("They also differ in: max tokens, a.",)
 
 
 def test_what_is_not_known_is_said_only_where_nothing_else_can_be():
     names = name_configurations([key(dtype=None), key(model="n", dtype="float16")])
-    assert names.names == ("m", "n, float16")
+    assert names.names == ("m", "n")
     names = name_configurations([key(dtype=None), key(dtype="float16")])
     assert names.names == ("dtype not known", "float16")
 
@@ -60,7 +63,7 @@ def test_settings_that_only_one_has_are_in_its_name():
     names = name_configurations(
         [key(setup={"overlap": True, "same": 1}), key(setup={"overlap": False, "same": 1})]
     )
-    assert names.names == ("overlap yes", "overlap no")
+    assert names.names == ("overlap", "no overlap")
     names = name_configurations([key(setup={"a": 0.5}), key(setup={})])
     assert names.names == ("a 0.5", "a not known")
 
@@ -106,8 +109,23 @@ def test_what_is_left_out_is_named_up_to_five():
     assert left_out(["a", "b"], 2) == ["Not drawn: 2 configurations: a; b."]
     assert left_out(["a"], 1, "figure") == ["Not drawn: 1 figure: a."]
     assert left_out(list("abcdef"), 9) == ["Not drawn: 9 configurations: a; b; c; d; e; 4 more."]
+    assert left_out(["a"], 1, because="as it is") == ["Not drawn: 1 configuration as it is: a."]
     assert left_out([], 0) == []
     assert left_out([], -3) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "slug"),
+    [
+        ("facebook/OPT-125m, 2 stages", "facebook-opt-125m-2-stages"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("x" * 50, "x" * 40),
+        ("\x1b[31m\n", "31m"),
+        ("模型", ""),
+    ],
+)
+def test_slugs_are_safe_in_names_of_files(text, slug):
+    assert to_slug(text) == slug
 
 
 def test_intervals_without_a_width_are_one_value():

@@ -76,6 +76,57 @@ def test_columns_that_are_not_shown_are_left_out():
     assert [cell.text for cell in found.rows[0].cells] == ["2"]
 
 
+def test_what_tells_rows_apart_goes_last_and_what_is_essential_never():
+    table = Table(
+        name="runs",
+        title="T",
+        columns=[
+            Column(name="a", heading="a", kind=Kind.COUNT),
+            Column(name="b", heading="b", kind=Kind.TEXT, priority=6),
+            Column(name="c", heading="c", kind=Kind.TEXT, priority=2),
+            Column(name="x", heading="x"),
+            Column(name="y", heading="y", priority=3),
+        ],
+        rows=[Row(values={"a": 1, "b": b, "c": "same", "x": 1.0, "y": 1.0}) for b in "pq"],
+    )
+    assert to_grid(table, name="t").drops == {"y": 1, "c": 2, "b": 3}
+
+
+def comparison(**values):
+    columns = [
+        Column(name="num_processes", heading="procs", kind=Kind.COUNT),
+        Column(name="figure", heading="figure", kind=Kind.TEXT),
+        Column(name="old_mean", heading="before"),
+        Column(name="ratio", heading="ratio", kind=Kind.RATIO),
+        Column(name="verdict", heading="verdict", kind=Kind.TEXT),
+    ]
+    table = Table(name="comparison", title="T", columns=columns, rows=[Row(values=values)])
+    return to_grid(table, name="t")
+
+
+def test_verdicts_of_a_comparison_come_first():
+    names = [column.name for column in comparison(verdict="equal").columns]
+    assert names == ["figure", "verdict", "ratio", "num_processes", "old_mean"]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "is_regression", "tone", "sign"),
+    [
+        ("faster", False, "good", "✓"),
+        ("slower", True, "bad", "✗"),
+        ("worse", True, "bad", "✗"),
+        ("slower, within 5%", False, "open", "?"),
+        ("not sure", False, "open", "?"),
+        ("equal", False, "", ""),
+        ("equal as far as can be told", False, "", ""),
+        ("higher", False, "", ""),
+    ],
+)
+def test_a_verdict_has_a_colour_and_a_sign(verdict, is_regression, tone, sign):
+    (row,) = comparison(verdict=verdict, is_regression=is_regression).rows
+    assert (row.cells[1].text, row.cells[1].tone, row.cells[1].sign) == (verdict, tone, sign)
+
+
 def test_a_row_leads_to_its_runs():
     table = Table(
         name="runs",

@@ -70,6 +70,7 @@ def test_everything_stands_in_the_order_of_reading():
         "Runs by configuration",
         "Runs",
         "Notes",
+        "What the words mean",
         "How the figures are defined",
     ]
     (summary,) = document.find("section", id="summary")
@@ -82,13 +83,35 @@ def test_a_verdict_has_a_mark_beside_its_words(is_good, mark):
     assert f"{mark} Verdict: So it is." in document.find("section", id="summary")[0]
 
 
+def test_the_page_says_what_it_is_and_of_what():
+    page = Document(to_page(content(introduction="It is a report.", subject="Of results/.")))
+    assert page.find("p", **{"class": "introduction"}) == ["It is a report. What the words mean"]
+    assert page.find("p", **{"class": "subject"}) == ["Of results/."]
+    assert Document(to_page(content())).find("p", **{"class": "introduction"})[0]
+    assert not Document(to_page(content())).find("p", **{"class": "subject"})
+
+
+def test_words_are_explained_where_they_are_used():
+    (words,) = Document(to_page(content())).find("section", id="words")
+    assert "petalsA Petals swarm" in words
+    assert "promptTokens of a prompt" in words
+    assert "projected" not in words
+
+
+def test_a_table_says_what_its_command_measures():
+    about = [row for row in content().tables[0].rows if row.values["system"] == "dist"]
+    table = replace(content().tables[0], rows=about)
+    (found,) = Document(to_page(content(tables=[table]))).find("p", **{"class": "about"})
+    assert found.startswith("OPT models whose weights")
+
+
 def test_no_verdict_no_mark():
     assert 'class="verdict' not in to_page(content())
 
 
 def test_a_table_has_headings_figures_and_what_they_mean():
     document = Document(to_page(content()))
-    assert document.find("th", scope="col") == ["Runs", "system", "tok/smean"]
+    assert document.find("th", scope="col") == ["Runs", "system", "tok/s mean"]
     assert document.find("td", **{"class": "number"}) == ["22.53", "★104, best"]
     assert document.find("td", **{"data-value": "22.53"}) == ["22.53"]
     assert document.find("caption") == ["Runs by configuration"]

@@ -12,12 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexbench.core.results import CONFIGURATION_COLUMNS
+from flexbench.report.predictions import SERVER_COLUMNS
 from flexbench.report.reading import dist, petals, server_config, serving
 from flexbench.report.reading.fields import RecordError
 from flexbench.report.reading.parts import (
     MOST_LATENCIES,
     Origin,
     find_machine,
+    latencies_in_details,
     model_name,
     sample_of,
 )
@@ -182,7 +184,7 @@ def test_a_serving_point_has_the_columns_of_its_row(load):
 
 def test_a_serving_point():
     run = serving.run_of(serving_record() | {"requests": [3.0, 1.0, 2.0]}, ORIGIN)
-    assert (run.system, run.model, run.weights) == ("serving", "tiny", REAL)
+    assert (run.system, run.model, run.weights) == ("serving", "tiny", None)
     assert (run.basis, run.dtype, run.topology, run.num_gpus) == (MEASURED, None, None, None)
     assert run.setup == {
         "api": "openai", "api_url": "http://localhost:1", "temperature": 0.0, "concurrency": 8,
@@ -260,8 +262,10 @@ def test_what_is_behind_each_client():
     assert service("fastgen", fastgen, {}, gpu) == (
         "org/model", REAL, None, "3 replicas, tensor parallel 2", 6,
     )  # fmt: skip
-    assert service("openai", {"model": "auto"}) == (None, REAL, None, None, None)
-    assert service("somebodys-own", {"model": "x"}) == ("x", REAL, None, None, None)
+    # Nobody but the service knows with which weights it was started.
+    assert service("openai", {"model": "auto"}) == (None, None, None, None, None)
+    assert service("azureml", {"model": "x"}) == ("x", None, None, None, None)
+    assert service("somebodys-own", {"model": "x"}) == ("x", None, None, None, None)
 
 
 def test_a_long_setting_is_cut_and_stays_what_it_was():
@@ -297,9 +301,46 @@ def test_predictions():
     (one,) = server_config.predictions_of(server_record())
     assert (one.model, one.num_blocks, one.figure) == ("bigscience/bloom-560m", 12, "Weights")
     assert (one.unit, one.predicted, one.measured, one.error) == ("bytes", 1030.0, 1000.0, 0.03)
+    assert (one.machine, one.device, one.is_relayed) == ("AMD EPYC, 2 CPUs", None, None)
+
+
+def test_predictions_know_their_server():
+    predicted = {
+        "model": "x",
+        "num_blocks": 2,
+        "device": "cuda:0",
+        "devices": ["cuda:0", "cuda:1"],
+        "torch_dtype": "float16",
+        "quant_type": "nf4",
+        "attn_cache_tokens": 8192,
+        "adapter_bytes_per_block": 0,
+        "network": {"relay": True},
+    }
+    (one,) = server_config.predictions_of(server_record(predicted=predicted, machine=GPU_MACHINE))
+    assert {name: getattr(one, name) for name in SERVER_COLUMNS} == {
+        "model": "x",
+        "num_blocks": 2,
+        "machine": "AMD EPYC, 16 CPUs, 2 x NVIDIA H100",
+        "device": "cuda:0 cuda:1",
+        "dtype": "float16",
+        "quantization": "nf4",
+        "cache_tokens": 8192,
+        "adapter_bytes": 0,
+        "is_relayed": True,
+    }
+    with pytest.raises(RecordError, match="each of devices must be a text, not 3"):
+        server_config.predictions_of(server_record(predicted=predicted | {"devices": [3]}))
 
 
 # --- all ---
+
+
+def test_a_sample_of_latencies_says_how_many_it_is_of():
+    found = latencies_in_details([float(number) for number in range(5000)])
+    assert (len(found["latencies_s"]), found["num_latencies"]) == (MOST_LATENCIES, 5000)
+    run = petals.run_of(petals_record(), ORIGIN)
+    assert run.details["latencies_s"] == [2.0] * 4
+    assert run.details["num_latencies"] == 4
 
 
 def test_many_latencies_are_thinned_evenly():

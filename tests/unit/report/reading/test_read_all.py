@@ -11,6 +11,7 @@ import pytest
 
 from flexbench.core.errors import InputFileError
 from flexbench.core.results import COLUMNS, format_row
+from flexbench.report import reading as reading_module
 from flexbench.report.reading import NUM_FIRST_SKIPPED, read_all
 from flexbench.report.store import RunStore
 from flexbench.serving.config import Load as ServingLoad
@@ -155,6 +156,58 @@ def test_failures_are_counted_once(store, tmp_path):
     reading = read(store, tmp_path)
     assert (reading.num_failed, reading.num_interrupted) == (1, 1)
     assert len(store) == 0
+
+
+def test_copied_records_of_servers_and_curves_are_counted_once(store, tmp_path):
+    other = server_record(started_at="2026-02-02T00:00:00+00:00")
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_lines(tmp_path / name / "server_config.jsonl", server_record(), other)
+        write_lines(tmp_path / name / "openai-curve-0.json", curve_record())
+    reading = read(store, tmp_path)
+    assert len(reading.predictions) == 2  # of two servers that have the same figures
+    assert len(reading.curves) == 1
+
+
+def test_copied_rows_are_counted(store, tmp_path):
+    append(tmp_path / "a.tsv", petals_record(wall_s=4.1234567))
+    shutil.copy(tmp_path / "a.tsv", tmp_path / "b.tsv")
+    reading = read(store, tmp_path)
+    assert [system for _, _, system, _ in runs(store)] == ["petals"]
+    assert reading.num_copies == 1
+
+
+# --- others write meanwhile ---
+
+
+def test_a_run_that_ends_while_files_are_read_is_not_a_row_without_its_record(
+    store, tmp_path, monkeypatch
+):
+    path = tmp_path / "r.tsv"
+    append(path, petals_record())
+    original = reading_module.read_row_lines
+
+    def read_late(*args, **options):
+        append(path, petals_record(wall_s=5.0))
+        return original(*args, **options)
+
+    monkeypatch.setattr(reading_module, "read_row_lines", read_late)
+    read(store, tmp_path)
+    assert runs(store) == [("r.jsonl", 1, "petals", 32.0)]
+
+
+def test_half_written_lines_are_told_and_no_error(store, tmp_path):
+    append(tmp_path / "r.tsv", petals_record())
+    for name, text in (("r.tsv", ROW[:-3]), ("r.jsonl", '{"schema_version": 1, "sys')):
+        with (tmp_path / name).open("a") as file:
+            file.write(text)
+    reading = read(store, tmp_path)
+    assert runs(store) == [("r.jsonl", 1, "petals", 32.0)]
+    assert (reading.num_unfinished, reading.num_skipped) == (2, 0)
+    assert reading.first_unfinished == (
+        f"{tmp_path}/r.jsonl:2: not a record: it is not JSON (column 23); it may have been cut off",
+        f"{tmp_path}/r.tsv:3: the line is not ended: it may be half written",
+    )
 
 
 # --- what is wrong ---

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from flexbench.core.errors import InputFileError
-from flexbench.report.reading import records as reading_records
 from flexbench.report.reading import read_all, requests
+from flexbench.report.reading import records as reading_records
 from flexbench.report.reading.fields import RecordError
-from flexbench.report.reading.files import Kind, ResultFile
+from flexbench.report.reading.files import Kind, ResultFile, UnfinishedError
 from flexbench.report.reading.records import Curve, Failure, Foreign, read_records
 from flexbench.report.runs import Run
 from flexbench.report.store import RunStore
@@ -46,10 +46,10 @@ def test_every_system_in_one_file(tmp_path):
         petals_record(status="failed", error="x"),
         dist_record(status="interrupted"),
     )
-    petals, dist, serving, predictions, curve, failed, interrupted = read(path)
+    petals, dist, serving, server, curve, failed, interrupted = read(path)
     assert [run.system for run in (petals, dist, serving)] == ["petals", "dist", "serving"]
     assert [run.line for run in (petals, dist, serving)] == [1, 3, 4]
-    assert [one.figure for one in predictions] == ["Weights"]
+    assert [one.figure for one in server.predictions] == ["Weights"]
     assert isinstance(curve, Curve)
     assert (failed.status, interrupted.status) == ("failed", "interrupted")
     assert len({run.record_id for run in (petals, dist, serving)}) == 3
@@ -149,6 +149,34 @@ def test_a_broken_document_is_an_error_with_the_line_of_the_break(tmp_path):
     ]
 
 
+def test_half_a_line_at_the_end_is_unfinished_wherever_it_was_cut(tmp_path):
+    path = tmp_path / "r.jsonl"
+    text = json.dumps(petals_record(note=[True, None, -1.5e-7, "\u00e9", {}]))
+    for end in range(1, len(text)):
+        path.write_text(text[:end])
+        (found,) = read(path, is_named=end % 2 == 0)
+        assert isinstance(found, UnfinishedError), text[:end]
+    # All of it is there, or its end is: it is a record, or it is none.
+    path.write_text(text)
+    assert isinstance(read(path)[0], Run)
+    path.write_text(f"{text[:-5]}\n")
+    (problem,) = problems(path)
+    assert problem.endswith("it may have been cut off")
+
+
+def test_only_what_has_no_end_is_unfinished(tmp_path):
+    path = write_lines(tmp_path / "r.jsonl", petals_record(), '{"system": "pet', petals_record())
+    _, error, _ = read(path)
+    assert not isinstance(error, UnfinishedError)
+    path.write_text(json.dumps(petals_record()) + "\nnonsense")
+    _, error = read(path)
+    assert not isinstance(error, UnfinishedError)
+    # A file that is one record is written as a whole.
+    path.write_text('{"schema_version": 1,')
+    (error,) = read(path, Kind.RECORD)
+    assert not isinstance(error, UnfinishedError)
+
+
 @pytest.mark.parametrize("text", ['{"name": "x"}', "[1, 2]", "3", '{"system": "linux"}'])
 def test_json_of_others_is_left_alone_where_it_was_found_only(text, tmp_path):
     path = tmp_path / "package.json"
@@ -196,6 +224,7 @@ def test_latencies_come_from_the_file_of_a_point(tmp_path):
     path = write_point(tmp_path, serving_record())
     (run,) = read(path, Kind.RECORD)
     assert run.details["latencies_s"] == [1.0, 2.0, 3.0]  # and none of the request that failed
+    assert run.details["num_latencies"] == 3
     assert "requests" not in run.details
     (line,) = read(tmp_path / "serving.jsonl")
     assert "latencies_s" not in line.details

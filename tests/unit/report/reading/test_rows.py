@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 from flexbench.core.errors import InputFileError
 from flexbench.core.results import COLUMNS, ResultRow, format_row, parse_row, read_rows
 from flexbench.report.reading import rows as reading_rows
+from flexbench.report.reading.files import UnfinishedError
 from flexbench.report.reading.rows import read_row_lines
 from flexbench.report.store import RowLines, RunStore
 
 HEADER = "\t".join(COLUMNS)
 ROW = "1\t2\t4\t256\t32\t22.5\t5.25"
+NOT_ENDED = "the line is not ended: it may be half written"
 
 
 def read(path: Path, **options) -> tuple[list[tuple[int, ResultRow]], list[str]]:
@@ -33,6 +35,7 @@ def read(path: Path, **options) -> tuple[list[tuple[int, ResultRow]], list[str]]
 
 def read_plainly(path: Path) -> tuple[list[tuple[int, ResultRow]], list[str]]:
     """The same by `read_rows`; the lines of the rows by counting."""
+    unfinished = [f"{path}:{line}: {NOT_ENDED}" for line in cut_off_unfinished(path)]
     entries = list(read_rows(path))
     errors = [str(one) for one in entries if isinstance(one, InputFileError)]
     lines = []
@@ -42,7 +45,21 @@ def read_plainly(path: Path) -> tuple[list[tuple[int, ResultRow]], list[str]]:
             if text and text != HEADER and not any(f":{number}: " in error for error in errors):
                 lines.append(number)
     rows = [one for one in entries if isinstance(one, ResultRow)]
-    return list(zip(lines, rows, strict=True)), errors
+    return list(zip(lines, rows, strict=True)), errors + unfinished
+
+
+def cut_off_unfinished(path: Path) -> list[int]:
+    """Take off the last line of a file that begins with a header, if it has no end; its number."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    if not lines or lines[-1].endswith((b"\n", b"\r")):
+        return []
+    header = HEADER.encode()
+    is_half_header = len(lines) == 1 and header.startswith(lines[0]) and header != lines[0]
+    has_header = len(lines) > 1 and lines[0] == header + b"\n"
+    if not has_header and not is_half_header:
+        return []
+    path.write_bytes(b"".join(lines[:-1]))
+    return [len(lines)]
 
 
 fields = st.sampled_from(
@@ -82,7 +99,8 @@ def test_rows_and_errors_are_those_of_reading_line_by_line(parts, last, has_mark
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.tsv"
         path.write_bytes(text.encode(errors="surrogateescape"))
-        assert read(path, chunk_bytes=chunk_bytes) == read_plainly(path)
+        found = read(path, chunk_bytes=chunk_bytes)
+        assert found == read_plainly(path)
 
 
 @given(content=st.binary(max_size=60), chunk_bytes=st.sampled_from([1, 5, 2**20]))
@@ -91,7 +109,8 @@ def test_so_it_is_with_any_bytes(content, chunk_bytes):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.tsv"
         path.write_bytes(content)
-        assert read(path, chunk_bytes=chunk_bytes) == read_plainly(path)
+        found = read(path, chunk_bytes=chunk_bytes)
+        assert found == read_plainly(path)
 
 
 @pytest.fixture
@@ -134,6 +153,49 @@ def test_an_odd_line_slows_down_its_own_part_only(tmp_path, one_by_one):
     assert len(rows) == 20
     assert errors == [f"{path}:11: expected 7 tab-separated columns, found 1"]
     assert one_by_one == [11]
+
+
+def test_half_a_row_below_a_header_is_no_row(tmp_path):
+    path = tmp_path / "rows.tsv"
+    text = f"{HEADER}\n{ROW}\n{ROW}"
+    for end in range(len(HEADER) + len(ROW) + 3, len(text) + 1):
+        path.write_text(text[:end])
+        rows, errors = read(path)
+        assert [line for line, _ in rows] == [2]
+        assert errors == [f"{path}:3: {NOT_ENDED}"]
+    for end in range(1, len(HEADER)):
+        path.write_text(HEADER[:end])
+        assert read(path) == ([], [f"{path}:1: {NOT_ENDED}"])
+    (found,) = read_row_lines(path)
+    assert isinstance(found, UnfinishedError)
+
+
+@pytest.mark.parametrize("header", ["", f"{HEADER}\r\n", f"\ufeff{HEADER}\n"])
+def test_original_and_edited_files_may_lack_the_last_end(tmp_path, header):
+    path = tmp_path / "rows.tsv"
+    path.write_bytes(f"{header}{ROW}".encode())
+    rows, errors = read(path)
+    assert len(rows) == 1
+    assert not errors
+
+
+@pytest.mark.parametrize("chunk_bytes", [1, 30, 2**20])
+@pytest.mark.parametrize("header", [f"{HEADER}\n", ""])
+def test_rows_may_be_read_to_where_the_file_ended_some_time_ago(tmp_path, chunk_bytes, header):
+    path = tmp_path / "rows.tsv"
+    one = f"{header}{ROW}\n"
+    path.write_text(f"{one}{ROW}\n{ROW}\n")
+
+    def num_rows(num_bytes: int) -> int:
+        rows, errors = read(path, num_bytes=num_bytes, chunk_bytes=chunk_bytes)
+        assert not errors
+        return len(rows)
+
+    assert num_rows(0) == 0
+    assert num_rows(len(one)) == 1
+    assert num_rows(len(one) + len(ROW) + 1) == 2
+    assert num_rows(len(one) + 5) == 2  # what was half there is whole by now
+    assert num_rows(10_000) == 3
 
 
 def test_counts_that_no_column_holds_are_malformed(tmp_path):
