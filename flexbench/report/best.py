@@ -17,13 +17,19 @@ _STATISTICS: dict[str, Callable[[Spread], float]] = {
 }
 
 
-def best_columns(groups: Sequence[Group], figures: Sequence[str]) -> list[frozenset[str]]:
+def best_columns(
+    groups: Sequence[Group], figures: Sequence[str], *, are_lengths_alike: bool = False
+) -> list[frozenset[str]]:
     """Of each group, the columns in which it is best, such as throughput_mean; of equals, each.
+
+    Of groups whose keys leave out the lengths none is best, unless all their runs have the same.
 
     Groups that are mixed, projected or client-limited are never best, nor is one that stands alone,
     or is like all others.
     """
     marks: list[set[str]] = [set() for _ in groups]
+    if not are_lengths_alike and any(name not in one.keys for one in groups for name in _LENGTHS):
+        return [frozenset() for _ in groups]
     for places in _comparable(groups):
         for figure in figures:
             is_higher = is_higher_better(figure)

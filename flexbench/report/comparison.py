@@ -10,19 +10,20 @@ from typing import Any
 
 from flexbench.core.errors import ConfigError
 from flexbench.report.columns import configuration_columns
+from flexbench.report.composition import with_compositions
 from flexbench.report.figures import MAIN_FIGURES, is_share, unit_of
 from flexbench.report.gate import in_words, key_in_words
 from flexbench.report.grouping import read_groups
 from flexbench.report.groups import Group
 from flexbench.report.matching import HOW_TO_MATCH, Matches, Pair, differing_options, match
 from flexbench.report.names import name_of, unknown_name
+from flexbench.report.noise import Noises
 from flexbench.report.selection import Selection, named
 from flexbench.report.store import RunStore
 from flexbench.report.summary import column_of, describe, sort_rows, subject_in_words
 from flexbench.report.table import Column, Kind, Row, Table
 from flexbench.report.verdicts import (
     Judgement,
-    Noise,
     Verdict,
     allow_for_number,
     in_percent,
@@ -69,7 +70,7 @@ def compare(
         raise ConfigError("--baseline", "none of its runs are selected")
     if not nows:
         raise ConfigError("--baseline", "there are no selected runs to compare with it")
-    matches = match(befores, nows, selection)
+    matches = with_compositions(old, new, match(befores, nows, selection), selection)
     options = differing_options(old, new, matches, selection)
     groups = (*befores, *nows)
     return _Comparing(matches, groups, options, selection, max_regression).comparison()
@@ -123,7 +124,7 @@ class _Comparing:
         self._selection = selection
         self._max_regression = max_regression
         self._groups = groups
-        self._noises: dict[tuple[Any, str], tuple[Noise | None, list[int]]] = {}
+        self._noises = Noises(groups)
         lines = [line for pair in matches.pairs for line in self._of_pair(pair)]
         judgements = allow_for_number([line.judgement for line in lines])
         self._lines = [
@@ -164,32 +165,11 @@ class _Comparing:
                 old,
                 new,
                 max_regression=self._max_regression,
-                noise=self._noise(pair, figure),
+                noise=self._noises.of(pair, figure),
                 is_asked=is_asked,
                 seed=self._selection.seed,
             )
             yield _Line(pair=pair, figure=figure, judgement=judgement)
-
-    def _noise(self, pair: Pair, figure: str) -> Noise | None:
-        """From all repeats of a system, on both sides, with the word of whose they are."""
-        key = (pair.new.gate["system"], figure)
-        if key not in self._noises:
-            repeats = {
-                id(group): sample
-                for group in self._groups
-                if group.gate["system"] == key[0]
-                and (sample := group.sample(figure)) is not None
-                and sample.count > 1
-            }
-            self._noises[key] = Noise.pooled(repeats.values()), list(repeats)
-        noise, repeated = self._noises[key]
-        if noise is None or len(repeated) > 1:
-            return noise
-        # The runs of one configuration told it, perhaps of this very one.
-        for group, words in ((pair.old, "the baseline's {} runs"), (pair.new, "the {} new runs")):
-            if id(group) == repeated[0]:
-                return replace(noise, source=words.format(group.spreads[figure].count))
-        return replace(noise, source="a repeated configuration")
 
     def _sort(self, columns: Sequence[Column]) -> list[tuple[str, Any]]:
         """By columns of this table; figures are rows here, and order other tables only."""
@@ -231,17 +211,27 @@ class _Comparing:
         many = [line for line in self._lines if line.judgement.is_one_of_many]
         if many:
             num_known = sum(line.judgement.chance is not None for line in self._lines)
-            figures = f"{len(many)} {'figure is' if len(many) == 1 else 'figures are'}"
+            is_one = len(many) == 1
             yield (
-                f"{figures} worse by more than {limit} and by more than their own noise, but may be "
-                f"so by chance among {num_known:,} comparisons: repeat the runs."
-            ).replace("their own", "its own" if len(many) == 1 else "their own")
+                f"{len(many)} {'figure is' if is_one else 'figures are'} worse by more than "
+                f"{limit} and by more than {'its' if is_one else 'their'} own noise, but may be so "
+                f"by chance among {num_known:,} comparisons: repeat the runs."
+            )
         if not regressions and not doubtful and not many:
             counts = Counter(line.judgement.verdict.replace(",", "") for line in self._lines)
             parts = ", ".join(f"{count} {word}" for word, count in counts.items())
             is_known = Verdict.NOT_SURE not in counts
             what = "No figure" if is_known else "No figure that can be compared"
             yield f"{what} is worse than the baseline's by more than {limit}: {parts}."
+
+        missing = len(self._matches.only_old)
+        if missing:
+            what = (
+                "configuration of the baseline is"
+                if missing == 1
+                else ("configurations of the baseline are")
+            )
+            yield f"{missing:,} {what} missing now."
 
     def _worst(self, regressions: Sequence[_Line], varying: Sequence[str]) -> str:
         worst = max(regressions, key=lambda line: _size(line.judgement.ratio))

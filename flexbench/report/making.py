@@ -17,8 +17,9 @@ from flexbench.report.comparison import Comparison, compare
 from flexbench.report.config import ALL_PLOTS, Format, ReportConfig
 from flexbench.report.interruption import stoppable
 from flexbench.report.prediction_table import prediction_table
-from flexbench.report.predictions import Prediction
+from flexbench.report.predictions import SERVER_COLUMNS, Prediction
 from flexbench.report.reading import Reading, read_all
+from flexbench.report.reading.copies import drop_files_of
 from flexbench.report.reading.files import find_files
 from flexbench.report.selection import Selection, where
 from flexbench.report.sentences import summary_of
@@ -30,7 +31,7 @@ from flexbench.report.table import Table
 if TYPE_CHECKING:
     from flexbench.report.page.details import RunDetails
 
-MOST_RUN_DETAILS = 500
+
 _SERVERS = "server-config"
 _TITLE = ("system", "model", "started_at")
 
@@ -128,7 +129,9 @@ def _select(store: RunStore, reading: Reading, selection: Selection) -> Reading:
 
 def _is_selected(prediction: Prediction, selection: Selection) -> bool:
     """Predictions have no other columns; of one they do not have, nothing holds."""
-    known = {"system": _SERVERS, "model": prediction.model, "figure": prediction.figure}
+    known = {name: getattr(prediction, name) for name in ("model", "figure", *SERVER_COLUMNS)}
+    known = {name: None if value is None else str(value) for name, value in known.items()}
+    known["system"] = _SERVERS
     return all(one.holds_for_text(known.get(one.column)) for one in selection.filters)
 
 
@@ -139,6 +142,9 @@ def _compare(
         return None
     with RunStore() as old:
         _read(config.baseline, old, config, progress)
+        if dropped := drop_files_of(store, old):
+            runs = "1 run" if dropped == 1 else f"{dropped:,} runs"
+            progress.note(f"Left out of the new runs: {runs} in files of the baseline.")
         return compare(old, store, selection, max_regression=config.max_regression)
 
 
@@ -195,15 +201,20 @@ def _notes(reading: Reading) -> Iterator[str]:
     ):
         if count:
             yield f"Records of runs {what}, which are in no figure: {count:,}."
+    if reading.num_unfinished:
+        first = "; ".join(reading.first_unfinished)
+        yield f"Lines that are not finished, as of a run that is just ending: {first}"
+    if reading.num_copies:
+        yield f"Rows that are copies of rows in other files, counted once: {reading.num_copies:,}."
     if reading.num_skipped:
         yield f"{_skipped(reading)}: {'; '.join(reading.first_skipped)}"
 
 
 def _details(store: RunStore, tables: Sequence[Table]) -> Iterator[RunDetails]:
-    from flexbench.report.page.details import RunDetails
+    from flexbench.report.page.details import MOST_RUNS, RunDetails
 
     ids = dict.fromkeys(one for table in tables for row in table.rows for one in row.run_ids)
-    for number in list(ids)[:MOST_RUN_DETAILS]:
+    for number in list(ids)[:MOST_RUNS]:
         (row,) = store.rows("SELECT * FROM runs WHERE id = ?", [number])
         known = {
             name: value

@@ -51,15 +51,18 @@ def match(old: Sequence[Group], new: Sequence[Group], selection: Selection) -> M
     Of a whole configuration the address of a service counts only where there is a choice.
     What is left is paired without the gate, so that nobody takes other things for the same: raises
     ConfigError for such a pair, unless the selection allows it, and where there is no pair at all.
+    Runs of another model or system are paired so only where there is no other pair.
     """
     rest = _Rest(old=list(old), new=list(new))
     pairs = rest.pair(_identity)
     if selection.group_by is None:
-        pairs += rest.pair(lambda group: (*group.keys.values(), _setup(group, _is_no_address)))
-        pairs += rest.pair(_configuration)
-        pairs += rest.pair(lambda group: (*_columns(group), _setup(group, _is_no_address)))
-        # A file without records tells nothing but its columns.
-        pairs += rest.pair(_columns, only_if=_is_unknown)
+        pairs += rest.pair(lambda group: (*group.keys.values(), _setup(group, is_no_address)))
+        pairs += rest.pair_others(_is_same_subject)
+        # Another model is another configuration, unless there is nothing else to compare.
+        if not pairs:
+            pairs += rest.pair_others(lambda _old, _new: True)
+            # A file without records tells nothing but its columns.
+            pairs += rest.pair(_columns, only_if=_is_unknown)
     mixed = next((pair for pair in pairs if pair.differing), None)
     if mixed is not None and not selection.allow_mixed:
         raise comparing_error(_told(mixed.new), mixed.differing)
@@ -142,6 +145,13 @@ class _Rest:
         self.new = left
         return pairs
 
+    def pair_others(self, only_if: Callable[[Group, Group], bool]) -> list[Pair]:
+        """Take out those that have the same columns and options, whatever the gate says."""
+        pairs = self.pair(_configuration, only_if=only_if)
+        return pairs + self.pair(
+            lambda group: (*_columns(group), _setup(group, is_no_address)), only_if=only_if
+        )
+
 
 def _identity(group: Group) -> Hashable:
     return (*group.keys.values(), _setup(group))
@@ -160,8 +170,13 @@ def _setup(group: Group, is_of: Callable[[str], bool] = lambda _name: True) -> s
     return json.dumps(options, sort_keys=True) if options else ""
 
 
-def _is_no_address(name: str) -> bool:
+def is_no_address(name: str) -> bool:
+    """Whether an option is more than where a service was reached."""
     return name.replace(".", "_").rpartition("_")[2] not in _ADDRESSES
+
+
+def _is_same_subject(old: Group, new: Group) -> bool:
+    return all(old.gate[name] == new.gate[name] for name in ("model", "system"))
 
 
 def _is_unknown(old: Group, new: Group) -> bool:

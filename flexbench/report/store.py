@@ -131,19 +131,6 @@ class RunStore:
                 "USING (file)"
             )
 
-    def take(self, other: RunStore, query: str, *, table: str) -> None:
-        """Make the answer of another store to `query` a table of this one.
-
-        Raises FlexbenchError when there is no room for it.
-        """
-        path = self._file(f"{table}.parquet")
-        other.execute(f"COPY ({query}) TO {_literal(str(path))} (FORMAT parquet)")
-        self.execute(
-            f"CREATE TEMP TABLE {_quoted(table)} AS "  # noqa: S608 - our own names
-            f"SELECT * FROM read_parquet({_file_literal(path)})"
-        )
-        path.unlink()
-
     def execute(self, statement: str, parameters: Mapping[str, Any] | None = None) -> None:
         """Change the database. Raises FlexbenchError when it cannot be done, as on a full disk."""
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -56,7 +57,11 @@ def summarize(store: RunStore, selection: Selection) -> list[Table]:
     for group in groups:
         systems.setdefault(group.gate["system"], []).append(group)
     ordered = sorted(systems, key=_place)
-    tables = [_Summary.of(one, systems[one], figures, selection) for one in ordered]
+    alike = _with_same_lengths(store, selection)
+    tables = [
+        _Summary.of(one, systems[one], figures, selection, are_lengths_alike=one in alike)
+        for one in ordered
+    ]
     _check_sort(tables, selection.sort)
     return [one.table(selection.sort) for one in tables]
 
@@ -64,6 +69,14 @@ def summarize(store: RunStore, selection: Selection) -> list[Table]:
 def _has_selected(store: RunStore, selection: Selection) -> bool:
     condition, parameters = where(store, selection.filters)
     return bool(store.rows(f"SELECT id FROM runs WHERE {condition} LIMIT 1", parameters))  # noqa: S608
+
+
+def _with_same_lengths(store: RunStore, selection: Selection) -> set[str | None]:
+    """The systems whose selected runs all have the same lengths."""
+    condition, parameters = where(store, selection.filters)
+    query = f"SELECT DISTINCT system, {', '.join(LENGTHS)} FROM runs WHERE {condition}"  # noqa: S608
+    counts = Counter(row["system"] for row in store.rows(query, parameters))
+    return {system for system, count in counts.items() if count == 1}
 
 
 def selected_figures(store: RunStore, selection: Selection) -> tuple[str, ...]:
@@ -142,6 +155,9 @@ class _Summary:
     describing: Sequence[Mapping[str, Any]]
     columns: Sequence[Column]
 
+    are_lengths_alike: bool
+    """Whether all runs have the same lengths of prompts and answers."""
+
     @classmethod
     def of(
         cls,
@@ -149,6 +165,8 @@ class _Summary:
         groups: Sequence[Group],
         figures: Sequence[str],
         selection: Selection,
+        *,
+        are_lengths_alike: bool,
     ) -> _Summary:
         describing = [describe(group) for group in groups]
         figures = _measured(groups, figures, selection)
@@ -164,10 +182,11 @@ class _Summary:
             selection=selection,
             describing=describing,
             columns=columns,
+            are_lengths_alike=are_lengths_alike,
         )
 
     def table(self, sort: Sequence[SortKey]) -> Table:
-        marks = best_columns(self.groups, self.figures)
+        marks = best_columns(self.groups, self.figures, are_lengths_alike=self.are_lengths_alike)
         getters = self._getters()
         rows = [
             Row(

@@ -7,7 +7,7 @@ left out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,6 +86,8 @@ class _Line:
     interval: tuple[float, float] | None = None
     """Of the ratio, where both have repeats."""
     is_mixed: bool = False
+    differing: Sequence[str] = ()
+    """What the two of a marked pair should have in common."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +124,17 @@ def _best_of_tasks(groups: Sequence[Group]) -> dict[tuple[Any, ...], _Sides]:
     tasks: dict[tuple[Any, ...], _Sides] = {}
     for group in groups:
         task = tuple(group.keys[name] for name in _TASK)
-        alike = tuple(group.gate[name] for name in _ALIKE)
+        alike = tuple(_alike(group).values())
         side = tasks.setdefault(task, {}).setdefault(group.gate["system"], {})
         if alike not in side or _speed(group) > _speed(side[alike]):
             side[alike] = group
     return dict(sorted(tasks.items(), key=lambda item: [order_of(value) for value in item[0]]))
+
+
+def _alike(group: Group) -> dict[str, Any]:
+    """What must be the same of both, so that one measure goes for all of them."""
+    used = None if group.num_gpus is None else group.num_gpus > 0
+    return {**{name: group.gate[name] for name in _ALIKE}, "GPUs used": used}
 
 
 def _speed(group: Group) -> float:
@@ -141,7 +149,7 @@ def _match(task: tuple[Any, ...], sides: _Sides, selection: Selection) -> _Match
     pairs = [(ours[alike], theirs[alike]) for alike in ours if alike in theirs]
     is_mixed = not pairs
     if is_mixed:
-        best = max(ours.values(), key=_speed), max(theirs.values(), key=_speed)
+        best = _nearest(ours.values(), theirs.values())
         if not selection.allow_mixed:
             return _Match(alone=best, left_out=_why_left_out(task, *best))
         pairs = [best]
@@ -151,10 +159,24 @@ def _match(task: tuple[Any, ...], sides: _Sides, selection: Selection) -> _Match
             for petals, dist in pairs
             for line in (
                 _compared(petals, dist, is_mixed=is_mixed, seed=selection.seed),
-                _Line(group=dist, is_mixed=is_mixed),
+                _Line(group=dist, is_mixed=is_mixed, differing=tuple(_differing(petals, dist))),
             )
         ]
     )
+
+
+def _nearest(ours: Iterable[Group], theirs: Iterable[Group]) -> tuple[Group, Group]:
+    """The best of each that differ in least."""
+    return min(
+        ((one, other) for one in ours for other in theirs),
+        key=lambda pair: (len(_differing(*pair)), -_speed(pair[0]), -_speed(pair[1])),
+    )
+
+
+def _differing(petals: Group, dist: Group) -> dict[str, tuple[Any, Any]]:
+    """All in which they must be alike and are not, with both values."""
+    ours, theirs = _alike(petals), _alike(dist)
+    return {name: (ours[name], theirs[name]) for name in ours if ours[name] != theirs[name]}
 
 
 def _compared(petals: Group, dist: Group, *, is_mixed: bool, seed: int) -> _Line:
@@ -174,9 +196,8 @@ def _compared(petals: Group, dist: Group, *, is_mixed: bool, seed: int) -> _Line
 
 def _why_left_out(task: tuple[Any, ...], petals: Group, dist: Group) -> str:
     parts = [
-        f"{name} {in_words(petals.gate[name])} and {in_words(dist.gate[name])}"
-        for name in _ALIKE
-        if petals.gate[name] != dist.gate[name]
+        f"{name} {in_words(ours)} and {in_words(theirs)}"
+        for name, (ours, theirs) in _differing(petals, dist).items()
     ]
     about = key_in_words(dict(zip(_TASK, task, strict=True)))
     return f"{about}: petals and dist differ in {', '.join(parts)}"
@@ -341,7 +362,8 @@ def _notes(
     if lines:
         yield "Of each system the configuration with the best throughput for the same task."
     if any(line.is_mixed for line in lines):
-        yield "Marked rows differ in more than system and topology."
+        names = dict.fromkeys(name for line in lines for name in line.differing)
+        yield f"Marked rows differ in more than system and topology: {', '.join(names)}."
     if left_out:
         what = "task is" if len(left_out) == 1 else "tasks are"
         more = "; ..." if len(left_out) > _MOST_NAMED else ""

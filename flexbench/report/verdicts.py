@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
@@ -13,6 +13,7 @@ from flexbench.report.figures import (
     is_speed,
     percentile_of_figure,
 )
+from flexbench.report.noise import Noise
 from flexbench.report.statistics import (
     CONFIDENCE,
     Sample,
@@ -26,8 +27,6 @@ from flexbench.report.statistics import (
 
 # Means of the same values may differ by their roundings.
 _NOTHING = 1e-9
-# Of fewer, Student's t is so wide that no change at all would be beyond it.
-_LEAST_DEGREES = 3
 _FIRST_OF_TAIL = 90.0
 
 
@@ -43,30 +42,6 @@ class Verdict(StrEnum):
     HIGHER = "higher"
     LOWER = "lower"
     NOT_SURE = "not sure"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Noise:
-    """How much runs of one configuration differ, where a configuration has too few to tell."""
-
-    relative_std: float
-    """Of one run, as a share of the mean."""
-    degrees: int
-    """How many runs told it, less one for each configuration."""
-    source: str = "repeated configurations"
-    """Whose runs told it, in words that follow "noise of"."""
-
-    @classmethod
-    def pooled(cls, samples: Iterable[Sample]) -> Noise | None:
-        """From all configurations with repeats; None where they are too few to tell anything."""
-        squares, degrees = 0.0, 0
-        for one in samples:
-            if one.std is not None and one.count > 1 and one.mean > 0:
-                squares += (one.count - 1) * one.relative_variance
-                degrees += one.count - 1
-        if degrees < _LEAST_DEGREES:
-            return None
-        return cls(relative_std=(squares / degrees) ** 0.5, degrees=degrees)
 
 
 @dataclass(frozen=True, kw_only=True)

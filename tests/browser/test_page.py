@@ -56,6 +56,17 @@ def test_an_address_with_a_run_opens_it(browser):
     browser.wait(lambda: browser.one("#run-5").get_attribute("open"))
 
 
+@pytest.mark.parametrize("fragment", ["%", "%e0%a4", "run-", ""])
+def test_an_address_that_names_nothing_stops_nothing(browser, fragment):
+    browser.open(report(charts=charts()[:1]))
+    browser.driver.get("about:blank")
+    browser.driver.get(f"{browser.address}#{fragment}")
+    browser.wait_for_charts()
+    browser.driver.execute_script("location.hash = '#%ff'")
+    browser.driver.execute_script("location.hash = '#run-5'")
+    browser.wait(lambda: browser.one("#run-5").get_attribute("open"))
+
+
 def test_a_keyboard_is_enough(browser):
     browser.open(report(charts=charts()[:1]))
     browser.wait_for_charts()

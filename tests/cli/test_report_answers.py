@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -149,6 +150,25 @@ def test_runs_that_cannot_be_compared_are_not(tmp_path, changes, column):
     allowed = report(new, "--baseline", old, "--allow-mixed", "--format", "json")
     assert allowed.exit_code == 0
     assert {row["mixed"] for row in json.loads(allowed.stdout)} == {True}
+
+
+def test_results_compared_with_themselves_or_a_copy_are_equal(tmp_path):
+    old = petals_runs(tmp_path / "old", 4.0)
+    shutil.copytree(old, tmp_path / "copy")
+    for new in (old, tmp_path / "copy"):
+        result = report(new, "--baseline", old, "--format", "json")
+        assert result.exit_code == 0, result.output
+        rows = json.loads(result.stdout)
+        assert {(row["ratio"], row["verdict"]) for row in rows} == {(1.0, "equal")}
+
+
+def test_a_baseline_within_the_folder_is_not_compared_with_itself(tmp_path):
+    petals_runs(tmp_path / "old", 4.0)
+    petals_runs(tmp_path / "new", 6.0)
+    result = report(tmp_path, "--baseline", tmp_path / "old", "--format", "json")
+    assert result.exit_code == 3
+    assert "Left out of the new runs: 1 run in files of the baseline." in result.stderr
+    assert {row["new_runs"] for row in json.loads(result.stdout)} == {1}
 
 
 def test_nothing_in_common_is_wrong_input(tmp_path):

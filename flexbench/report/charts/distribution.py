@@ -32,18 +32,33 @@ _MOST_STEPS = MOST_POINTS // MOST_SERIES - 2  # the foot of the first one is a p
 _DESCRIBED = 2
 # Steps of fewer values show chance alone.
 _FEWEST_VALUES = 5
+# A run keeps a sample of its latencies: each one stands for as many more. No run has more requests
+# than this, whatever its record says.
+_MOST_REQUESTS = 1e15
 _FOUND = (
     f"found AS (SELECT id, {IS_LIMITED} AS is_limited, {KEY} AS key, throughput,"  # noqa: S608
-    " json_extract(details, '$.latencies_s[*]') AS latencies FROM selected WHERE system = ?)"
+    " json_extract(details, '$.latencies_s[*]') AS latencies,"
+    " TRY_CAST(json_extract(details, '$.num_latencies') AS DOUBLE) AS num_requests"
+    " FROM selected WHERE system = ?)"
 )
 
+# Shares of the whole are added up in an order of their own, so that they may be a little off.
 _RANKED = (
-    ", latencies AS (SELECT TRY_CAST(one AS DOUBLE) AS value FROM"
-    " (SELECT unnest(latencies) AS one FROM found WHERE key = ?)"
+    ", latencies AS (SELECT TRY_CAST(one AS DOUBLE) AS value, weight FROM"  # noqa: S608
+    " (SELECT unnest(latencies) AS one, greatest(1, coalesce(CASE WHEN isfinite(num_requests)"
+    f" THEN least(num_requests, {_MOST_REQUESTS}) END / len(latencies), 1)) AS weight"
+    " FROM found WHERE key = ?)"
     " WHERE json_type(one) IN ('DOUBLE', 'UBIGINT') AND isfinite(value) AND value >= 0),"
-    " ranked AS (SELECT value, row_number() OVER (ORDER BY value) AS rank,"
-    " count(*) OVER () AS num, quantile_disc(value, 0.5) OVER () AS median,"
-    " quantile_disc(value, 0.99) OVER () AS p99 FROM latencies)"
+    " steps AS (SELECT value, sum(weight) AS weight, count(*) AS num_values FROM latencies"
+    " GROUP BY value),"
+    " added AS (SELECT value, row_number() OVER (ORDER BY value) AS rank, count(*) OVER () AS num,"
+    " sum(num_values) OVER () AS num_values, sum(weight) OVER () AS whole,"
+    " sum(weight) OVER (ORDER BY value ROWS UNBOUNDED PRECEDING) AS upto FROM steps),"
+    " shares AS (SELECT value, rank, num, num_values,"
+    " CASE WHEN rank = num THEN 1.0 ELSE upto / whole END AS share FROM added),"
+    " ranked AS (SELECT *, lag(share, 1, 0.0) OVER (ORDER BY rank) AS share_before,"
+    " min(value) FILTER (share > 0.5 - 1e-12) OVER () AS median,"
+    " min(value) FILTER (share > 0.99 - 1e-12) OVER () AS p99 FROM shares)"
 )
 
 
@@ -52,9 +67,10 @@ class _Distribution:
     """The latencies of one configuration, in s."""
 
     name: str
-    steps: tuple[tuple[int, float], ...]
-    """Some of (rank, value), the first and the last among them."""
+    steps: tuple[tuple[float, float], ...]
+    """Some of (share of requests, value), the first and the last among them."""
     num: int
+    """How many different values there are."""
     median: float
     p99: float
 
@@ -68,8 +84,7 @@ class _Distribution:
     def series(self) -> Series:
         """Steps that begin at 0."""
         points = [Point(x=self.steps[0][1], y=0.0)]
-        for rank, value in self.steps:
-            share = rank / self.num
+        for share, value in self.steps:
             label = f"{100 * share:.4g} % took up to {format_figure(value)} s"
             points.append(Point(x=value, y=share, label=label))
         return Series(name=self.name, points=points)
@@ -127,15 +142,16 @@ def _chart(task: Task, *, system: str) -> Chart | None:
 def _read(runs: SelectedRuns, system: str, key: str, name: str) -> _Distribution | None:
     """None: there are too few numbers among them."""
     rows = runs.rows(
-        "SELECT * FROM ranked WHERE rank = num OR (rank - 1) % ceil(num / ?) = 0 ORDER BY rank",
-        [system, key, float(_MOST_STEPS)],
+        "SELECT * FROM ranked WHERE rank IN (1, num) OR num <= ?"
+        " OR floor(share * ?) > floor(share_before * ?) ORDER BY rank",
+        [system, key, *[_MOST_STEPS] * 3],
         tables=_FOUND + _RANKED,
     )
-    if not rows or rows[0]["num"] < _FEWEST_VALUES:
+    if not rows or rows[0]["num_values"] < _FEWEST_VALUES:
         return None
     return _Distribution(
         name=name,
-        steps=tuple((row["rank"], row["value"]) for row in rows),
+        steps=tuple((row["share"], row["value"]) for row in rows),
         num=rows[0]["num"],
         median=rows[0]["median"],
         p99=rows[0]["p99"],

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
 from flexbench.core.errors import ConfigError, FlexbenchError, MissingDependencyError
+from flexbench.core.whole_files import replace_file
 from flexbench.report.charts.chart import Chart
 from flexbench.report.charts.palette import LIGHT_BACKGROUND
 from flexbench.report.charts.vega import to_vega_lite
@@ -39,7 +37,7 @@ def save_images(
         for chart in charts:
             for name in formats:
                 path = folder / f"{chart.name}.{name}"
-                _replace(path, _draw(chart, name))
+                replace_file(path, _draw(chart, name))
                 paths.append(path)
     except OSError as error:
         where = error.filename or folder
@@ -97,24 +95,3 @@ def _convert(function: str, spec: dict[str, Any], **options: Any) -> Any:
         raise FlexbenchError(
             f"The chart {spec['description']!r} could not be drawn: {error}"
         ) from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Nobody ever sees half a file."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".plot-", delete=False) as file:
-        try:
-            file.write(content)
-            file.close()
-            # Others may look at pictures; a temporary file is its owner's alone.
-            os.chmod(file.name, 0o666 & ~_umask())
-            os.replace(file.name, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(file.name)
-            raise
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

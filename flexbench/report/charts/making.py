@@ -10,7 +10,7 @@ from flexbench.report.charts.chart import Chart, PlotKind
 from flexbench.report.charts.curves import throughput_latency_charts, throughput_load_charts
 from flexbench.report.charts.distribution import latency_charts
 from flexbench.report.charts.predicted import predicted_charts
-from flexbench.report.charts.selected import ALL_RUNS, Condition, SelectedRuns
+from flexbench.report.charts.selected import SelectedRuns
 from flexbench.report.charts.timeline import timeline_charts
 from flexbench.report.predictions import Prediction
 from flexbench.report.store import RunStore
@@ -23,16 +23,13 @@ def make_charts(
     predictions: Sequence[Prediction],
     curves: Sequence[Mapping[str, Any]],
     kinds: Collection[PlotKind],
-    *,
-    condition: Condition = ALL_RUNS,
 ) -> list[Chart]:
     """The charts of each of `kinds`, in the order of PlotKind, each with a name of its own.
 
     None for what there is nothing to show of. `curves` are records of serving curves; what they say
-    of saturation is marked on the curve of their points. `condition` says in SQL which runs are in
-    the charts; predictions are all in them.
+    of saturation is marked on the curve of their points.
     """
-    runs = SelectedRuns(store, condition)
+    runs = SelectedRuns(store)
     charts = [
         chart
         for kind in PlotKind

@@ -8,9 +8,6 @@ from typing import Any
 from flexbench.report.runs import IDENTITY_COLUMNS
 from flexbench.report.store import RunStore
 
-Condition = tuple[str, Sequence[Any]]
-"""In SQL, on the table `runs`, and its parameters."""
-ALL_RUNS: Condition = ("TRUE", ())
 NO_SETUP = "'{}'"
 _IDENTITY = ", ".join(f"'{name}', {name}" for name in IDENTITY_COLUMNS)
 KEY = f"json_object({_IDENTITY}, 'setup', coalesce(setup, {NO_SETUP})::JSON)::VARCHAR"
@@ -24,18 +21,14 @@ IS_LATE = "coalesce(TRY_CAST(json_extract(figures, '$.timing_uncertain') AS DOUB
 class SelectedRuns:
     """The table `selected` of a store, which has the columns of `runs`."""
 
-    def __init__(self, store: RunStore, condition: Condition = ALL_RUNS) -> None:
+    def __init__(self, store: RunStore, values: Sequence[tuple[str, Any]] = ()) -> None:
+        """Of a store those with these values in columns of `runs`; all, if none are given."""
         self._store = store
-        self._condition, self._parameters = condition
+        self._values = tuple(values)
 
     def narrowed(self, values: Mapping[str, Any]) -> SelectedRuns:
         """Those of them with these values in these columns of `runs`; None is one, too."""
-        conditions = [
-            f"({self._condition})",
-            *(f"{name} IS NOT DISTINCT FROM ?" for name in values),
-        ]
-        parameters = [*self._parameters, *values.values()]
-        return SelectedRuns(self._store, (" AND ".join(conditions), parameters))
+        return SelectedRuns(self._store, (*self._values, *values.items()))
 
     def rows(
         self, query: str, parameters: Sequence[Any] = (), *, tables: str = ""
@@ -71,5 +64,7 @@ class SelectedRuns:
         self, query: str, parameters: Sequence[Any], tables: str
     ) -> tuple[str, list[Any]]:
         further = f", {tables}" if tables else ""
-        text = f"WITH selected AS (SELECT * FROM runs WHERE {self._condition}){further} {query}"  # noqa: S608
-        return text, [*self._parameters, *parameters]
+        conditions = [f"{name} IS NOT DISTINCT FROM ?" for name, _ in self._values]
+        condition = " AND ".join(conditions) or "TRUE"
+        text = f"WITH selected AS (SELECT * FROM runs WHERE {condition}){further} {query}"  # noqa: S608
+        return text, [*(value for _, value in self._values), *parameters]

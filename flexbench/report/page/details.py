@@ -8,12 +8,25 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from flexbench.report.page.embedding import to_json
 
+MOST_RUNS = 500
+"""Details of more runs would make a file that no browser opens quickly."""
+MOST_BYTES = 8_000_000
+"""Of the details of all runs together."""
 MOST_ENTRIES = 1000
 MOST_CHARACTERS = 2000
+MOST_IN_LIST = 50
+"""Longer lists are counted, not shown."""
+MOST_JSON = 500_000
+"""Characters of a run's details as JSON."""
+# What a run kept of every request or moment: charts show it, and it would be most of the page.
+_MEASUREMENTS = frozenset({"latencies_s", "timeline"})
+# Elements around a value, and around a run.
+_MARKUP_OF_ENTRY = 60
+_MARKUP_OF_RUN = 600
 _MOST_OF_NAME = 200
 _REST = "Run"
 # Its list of words is written as a shell takes it.
@@ -56,12 +69,29 @@ class RunView:
     num_left_out: int
     """Entries beyond MOST_ENTRIES."""
     json: Markup | None
-    """None: nested too deeply to be written."""
+    """None: nested too deeply to be written, or longer than MOST_JSON."""
+
+
+def to_views(runs: Sequence[RunDetails]) -> list[RunView]:
+    """The first runs, as many as a page has room for: MOST_RUNS and MOST_BYTES."""
+    views = []
+    num_bytes = 0
+    for run in runs[:MOST_RUNS]:
+        view = to_view(run)
+        num_bytes += _size(view)
+        if num_bytes > MOST_BYTES:
+            break
+        views.append(view)
+    return views
 
 
 def to_view(run: RunDetails) -> RunView:
-    """Group the details by their outermost names; single values come first."""
-    values = _flattened(run.details)
+    """Group the details by their outermost names; single values come first.
+
+    Of long lists, and of what was measured at each request or moment, there is the number alone.
+    """
+    details = _without_long_lists(run.details)
+    values = _flattened(details)
     groups: dict[str, list[tuple[str, str]]] = {_REST: []}
     for link, value in islice(values, MOST_ENTRIES):
         outermost, *inner = _names(link)
@@ -76,15 +106,53 @@ def to_view(run: RunDetails) -> RunView:
         source=run.source,
         groups=[Group(heading=name, entries=found) for name, found in groups.items() if found],
         num_left_out=sum(1 for _ in values),
-        json=_json(run.details),
+        json=_json(details),
     )
 
 
 def _json(details: Mapping[str, Any]) -> Markup | None:
     try:
-        return to_json(details)
+        text = to_json(details)
     except RecursionError:
         return None
+    return text if len(text) <= MOST_JSON else None
+
+
+def _size(view: RunView) -> int:
+    """About how many bytes of the page a run takes."""
+    texts = [view.title, view.source]
+    for group in view.groups:
+        texts.append(group.heading)
+        for entry in group.entries:
+            texts.extend(entry)
+    size = sum(len(escape(text).encode(errors="replace")) for text in texts)
+    return size + _MARKUP_OF_RUN + _MARKUP_OF_ENTRY * len(texts) // 2 + len(view.json or "")
+
+
+def _without_long_lists(details: Mapping[str, Any]) -> Mapping[str, Any]:
+    """As they are where they are nested more deeply than functions can be."""
+    try:
+        return {name: _short(name, value) for name, value in details.items()}
+    except RecursionError:
+        return details
+
+
+def _short(name: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if name in _MEASUREMENTS and value:
+            return _counted(value.get("rows", value))
+        return {key: _short(key, item) for key, item in value.items()}
+    if not isinstance(value, list | tuple):
+        return value
+    is_long = len(value) > MOST_IN_LIST and name != _COMMAND
+    if is_long or (name in _MEASUREMENTS and value):
+        return _counted(value)
+    return [_short("", item) for item in value]
+
+
+def _counted(values: Any) -> str:
+    num = len(values) if isinstance(values, list | tuple | Mapping) else 1
+    return f"{num:,} {'entry' if num == 1 else 'entries'}, not on this page"
 
 
 def _flattened(details: Mapping[str, Any]) -> Iterator[tuple[_Link, Any]]:

@@ -283,16 +283,6 @@
     }
   });
 
-  function openTarget() {
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
-    if (target instanceof HTMLDetailsElement) {
-      target.open = true;
-      target.scrollIntoView();
-    }
-  }
-  addEventListener("hashchange", openTarget);
-  openTarget();
-
   // Charts
 
   const tip = element("div", { class: "tip", "aria-hidden": "true" });
@@ -374,4 +364,26 @@
     drawAll();
     isDark.addEventListener("change", drawAll);
   });
+
+  // Addresses
+
+  // What stands behind the # of the address; "" where it is no text, as of a lone %.
+  function targetId() {
+    try {
+      return decodeURIComponent(location.hash.slice(1));
+    } catch (error) {
+      if (error instanceof URIError) return "";
+      throw error;
+    }
+  }
+
+  function openTarget() {
+    const target = document.getElementById(targetId());
+    if (target instanceof HTMLDetailsElement) {
+      target.open = true;
+      target.scrollIntoView();
+    }
+  }
+  addEventListener("hashchange", openTarget);
+  openTarget(); // last: whatever is in an address, all else works
 })();

@@ -22,7 +22,7 @@ from flexbench.core.printable import printable
 from flexbench.report.charts.chart import Chart
 from flexbench.report.charts.vega import INTERACTION_HINT
 from flexbench.report.page.definitions import about, metrics_used, project_url, terms_used
-from flexbench.report.page.details import RunDetails, to_view
+from flexbench.report.page.details import MOST_RUNS, RunDetails, to_views
 from flexbench.report.page.drawings import Drawing, drawings, vega_script
 from flexbench.report.page.embedding import content_hash
 from flexbench.report.page.grids import Grid, to_grid
@@ -30,8 +30,6 @@ from flexbench.report.table import Table
 
 __all__ = ["MOST_RUNS", "PageContent", "RunDetails", "to_page"]
 
-MOST_RUNS = 500
-"""Details of more runs would make a file that no browser opens quickly."""
 INTRODUCTION = (
     "How fast large language models answered: what flexbench measured, what came of it, and every "
     "run behind the figures."
@@ -58,7 +56,7 @@ class PageContent:
     tables: Sequence[Table] = ()
     charts: Sequence[Chart] = ()
     runs: Sequence[RunDetails] = ()
-    """Details of the first MOST_RUNS are shown."""
+    """Details of the first are shown, as many as a page has room for."""
     num_runs: int | None = None
     """Of which `runs` are the first ones; None: `runs` are all."""
     notes: Sequence[str] = ()
@@ -68,7 +66,7 @@ class PageContent:
 
 def to_page(content: PageContent) -> str:
     """The HTML document. Charts need vl-convert-python, everything else Jinja2 alone."""
-    shown_runs = content.runs[:MOST_RUNS]
+    shown_runs = to_views(content.runs)
     num_runs = len(content.runs) if content.num_runs is None else content.num_runs
     drawn = drawings(content.charts)
     scripts = _scripts(drawn)
@@ -82,7 +80,7 @@ def to_page(content: PageContent) -> str:
         grids=_grids(content.tables, frozenset(run.id for run in shown_runs)),
         drawings=drawn,
         interaction_hint=INTERACTION_HINT,
-        runs=[to_view(run) for run in shown_runs],
+        runs=shown_runs,
         num_left_out=max(0, num_runs - len(shown_runs)),
         metrics=metrics_used(content.tables, content.charts),
         terms=terms_used(content.tables),

@@ -104,71 +104,25 @@ def drop_copies(store: RunStore) -> int:
     return int(found["number"])
 
 
-# --- copies in two stores ---
-
-_OTHER_RUNS = f"SELECT id, source, line, record_id, {_SEVEN} FROM runs"  # noqa: S608
-_SAME_RECORD = "SELECT runs.id, others.id AS other FROM runs JOIN others USING (record_id)"
-_SAME_LINE = """
-SELECT runs.id, others.id AS other
-FROM runs JOIN files ON runs.source = files.source
-JOIN others USING (line) JOIN files AS other_files
-    ON others.source = other_files.source AND files.identity = other_files.identity
-WHERE runs.record_id IS NULL AND others.record_id IS NULL
-"""
+# --- files on both sides of a comparison ---
 
 
-def _same_row(is_row: str, is_other_row: str) -> str:
-    """Equal figures with all digits: the nth of one side is the nth of the other."""
-    nth = f"row_number() OVER (PARTITION BY {_SEVEN} ORDER BY id) AS nth"
-    # Most have nothing like them on the other side, and need not be put in order.
-    return f"""
-        WITH mine AS (
-            SELECT id, {_SEVEN}, {nth} FROM runs SEMI JOIN others USING (throughput, mean_latency)
-            WHERE {is_row} AND {_HAS_ALL_DIGITS}
-        ), theirs AS (
-            SELECT id, {_SEVEN}, {nth} FROM others SEMI JOIN runs USING (throughput, mean_latency)
-            WHERE {is_other_row}
-        )
-        SELECT mine.id, theirs.id AS other FROM mine JOIN theirs USING (nth, {_SEVEN})
-    """  # noqa: S608 - our own names
+def drop_files_of(store: RunStore, other: RunStore) -> int:
+    """Remove from `store` the runs of files that `other` has read as well; how many these were.
 
-
-_STEPS = (
-    _SAME_RECORD,
-    _SAME_LINE,
-    # Two records that are not one record are two runs; of a row nobody knows.
-    _same_row("record_id IS NULL", "TRUE"),
-    _same_row("TRUE", "record_id IS NULL"),
-)
-
-
-def drop_runs_of(store: RunStore, other: RunStore) -> int:
-    """Remove from `store` the runs that `other` has as well; how many these were.
-
-    The same are equal records, the same line of the same file, and rows without a record that are
-    equal in all digits of their figures. Copies are to be dropped from both stores before.
+    If that were all of them, none is: who compares results with themselves wants to see that.
     """
+    known = {_identity(source) for source in _sources(other)}
+    shared = [source for source in _sources(store) if _identity(source) in known]
+    if not shared or len(shared) == len(_sources(store)):
+        return 0
     before = len(store)
-    store.take(other, _OTHER_RUNS, table="others")
-    _add_files(store)
-    for step in _STEPS:
-        store.execute(f"CREATE OR REPLACE TEMP TABLE pairs AS {step}")
-        store.execute("DELETE FROM runs WHERE id IN (SELECT id FROM pairs)")
-        store.execute("DELETE FROM others WHERE id IN (SELECT other FROM pairs)")
-    for table in ("pairs", "files", "others"):
-        store.execute(f"DROP TABLE {table}")
+    store.execute("DELETE FROM runs WHERE source IN (SELECT unnest($sources))", {"sources": shared})
     return before - len(store)
 
 
-def _add_files(store: RunStore) -> None:
-    """A table of files by their names, which may be several of one file."""
-    found = store.rows("SELECT DISTINCT source FROM runs UNION SELECT source FROM others")
-    sources = [row["source"] for row in found]
-    store.execute(
-        "CREATE TEMP TABLE files AS SELECT unnest($sources) AS source, "
-        "unnest($identities) AS identity",
-        {"sources": sources, "identities": [_identity(source) for source in sources]},
-    )
+def _sources(store: RunStore) -> list[str]:
+    return [row["source"] for row in store.rows("SELECT DISTINCT source FROM runs")]
 
 
 def _identity(source: str) -> str:

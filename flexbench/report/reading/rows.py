@@ -51,8 +51,8 @@ def read_row_lines(
     With `num_bytes`, only those that begin in so many bytes. A malformed line comes as the
     InputFileError that describes it. The rows and errors are those of `core.results.read_rows`; but
     counts that no column can hold are errors here, and below a header as flexbench writes it, which
-    ends each line, a last line without an end is an UnfinishedError. Raises InputFileError when the file itself
-    cannot be read.
+    ends each line, a last line without an end is an UnfinishedError. Raises InputFileError when the
+    file itself cannot be read.
     """
     line = 1
     is_ours = False

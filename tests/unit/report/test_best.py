@@ -83,3 +83,16 @@ def test_figures_that_are_neither_better_nor_worse_have_no_best():
         figures=["in_flight", "num_new"],
     )
     assert marked(table.rows) == [[], []]
+
+
+def test_averages_over_other_lengths_are_never_best():
+    runs = [known(), known(num_processes=2, throughput=40.0)]
+    (table,) = tables_of(*runs, group_by=["num_processes"], figures=["throughput"])
+    assert sum(bool(marks) for marks in marked(table.rows)) == 1
+    runs.append(known(max_tokens=8))
+    (table,) = tables_of(*runs, group_by=["num_processes"], figures=["throughput"])
+    assert marked(table.rows) == [[], []]
+    (table,) = tables_of(
+        *runs, group_by=["num_processes", "sequence_length", "max_tokens"], figures=["throughput"]
+    )
+    assert sum(bool(marks) for marks in marked(table.rows)) == 1

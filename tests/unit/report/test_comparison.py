@@ -159,7 +159,7 @@ def test_configurations_that_are_left_are_followed_by_what_to_do():
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("weights", "real"), ("basis", "projected"), ("model", "facebook/opt-30b"),
+    [("weights", "real"), ("basis", "projected"),
      ("topology", "2 stages"), ("dtype", "float16"), ("machine", "M2"), ("machine", None)],
 )  # fmt: skip
 def test_different_things_are_not_compared(name, value):
@@ -169,6 +169,24 @@ def test_different_things_are_not_compared(name, value):
         f"--baseline: runs that differ in {name} cannot be compared: {name} was "
     )
     assert "--allow-mixed" in error.value.message
+
+
+@pytest.mark.parametrize(
+    "changes", [{"model": "facebook/opt-30b"}, {"system": "petals"}, {"system": None}]
+)
+def test_other_models_and_systems_do_not_keep_the_rest_from_being_compared(changes):
+    old, new = [known(), known(batch_size=2)], [known(**changes), known(batch_size=2)]
+    found = compared(old, new)
+    assert column(found.table, "batch_size") == [2, 2]
+    assert any(
+        note.startswith("Configurations only in the baseline: 1") for note in found.table.notes
+    )
+    assert any(
+        note.startswith("Configurations not in the baseline: 1") for note in found.table.notes
+    )
+    assert found.verdict.endswith(" 1 configuration of the baseline is missing now.")
+    with pytest.raises(ConfigError, match="cannot be compared"):
+        compared(old[:1], new[:1])
 
 
 def test_different_things_are_compared_with_a_mark_where_that_is_allowed():
@@ -207,13 +225,39 @@ def test_rows_without_a_record_are_compared_with_such_only():
 def test_groups_that_were_asked_for_are_matched():
     found = compared(
         [*repeats(10.0, batch_size=1), *repeats(20.0, batch_size=2)],
-        [*repeats(30.0, batch_size=3), *repeats(15.0, batch_size=3, max_tokens=8)],
+        [
+            *repeats(20.0, batch_size=1),
+            *repeats(40.0, batch_size=2),
+            *repeats(15.0, batch_size=3, max_tokens=8),
+        ],
         group_by=["max_tokens"],
     )
     assert column(found.table, "max_tokens") == [32]
     assert column(found.table, "ratio") == [2.0]
     with pytest.raises(ConfigError, match="differ in weights cannot be compared"):
         compared([known()], [known(weights="real")], group_by=["max_tokens"])
+
+
+def test_averages_of_other_configurations_are_not_compared():
+    """Nothing got faster: the slower one of two batch sizes is missing."""
+    old = [*repeats(10.0, batch_size=1), *repeats(30.0, batch_size=2)]
+    new = repeats(30.0, batch_size=2)
+    with pytest.raises(ConfigError) as error:
+        compared(old, new, group_by=["max_tokens"])
+    assert error.value.message == (
+        "--baseline: averages over other values of batch_size cannot be compared: batch_size was "
+        "1 + 2, now 2 (runs with system dist, max_tokens 32); add batch_size to --group-by, "
+        "--filter them, or --allow-mixed"
+    )
+    found = compared(old, new, group_by=["max_tokens"], allow_mixed=True)
+    assert [row.is_mixed for row in found.table.rows] == [True]
+    assert "Marked rows compare runs that differ in batch_size." in found.table.notes
+    found = compared(old, new, group_by=["max_tokens", "batch_size"])
+    assert column(found.table, "ratio") == [1.0]
+    options = [repeats(10.0, setup={"percent": part}) for part in ([1, 0], [0, 1])]
+    with pytest.raises(ConfigError, match=r"other values of percent cannot be compared"):
+        compared([*options[0], *options[1]], options[0], group_by=["model"])
+    assert column(compared(*options, group_by=["model"]).table, "ratio") == [1.0]
 
 
 def test_the_run_ids_are_those_of_the_new_runs():

@@ -15,14 +15,14 @@ from flexbench.report.interruption import stoppable
 ENDLESS = "SELECT count(*) FROM range(100000000) a, range(1000) b WHERE a.range * b.range % 7 = 3"
 
 
-class StopForTest(Exception):
+class StopError(Exception):
     pass
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_a_query_and_is_named(number):
     def stop(_number, _frame):
-        raise StopForTest
+        raise StopError
 
     before = signal.signal(number, stop)
     timer = threading.Timer(0.3, os.kill, (os.getpid(), number))

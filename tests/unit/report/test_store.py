@@ -63,16 +63,6 @@ def test_a_run_is_in_the_table_as_it_is(store):
     assert len(store) == 2
 
 
-def test_what_another_store_has_can_be_taken_over(store):
-    figures = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, None]
-    with RunStore() as other:
-        other.add([run(throughput=figure, source=Path("it's *.tsv")) for figure in figures])
-        store.take(other, "SELECT id, source, throughput FROM runs", table="others")
-    found = store.rows("SELECT source, throughput FROM others ORDER BY id")
-    assert found == [{"source": "it's *.tsv", "throughput": figure} for figure in figures]
-    assert len(store) == 0
-
-
 def test_rows_are_numbered_on_and_have_no_details(store):
     store.add([run()])
     store.add_rows(

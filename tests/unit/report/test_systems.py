@@ -86,10 +86,41 @@ def test_with_gpus_it_is_throughput_per_gpu():
     assert "throughput_per_gpu" in shown(table)
 
 
-def test_where_one_used_no_gpu_throughputs_are_compared():
-    table = systems_of(petals(throughput=40.0, num_gpus=4), dist(throughput=20.0, num_gpus=None))
+@pytest.mark.parametrize(
+    ("ours", "theirs", "words"),
+    [(0, 2, "no and yes"), (4, 0, "yes and no"), (4, None, "yes and not known"),
+     (None, 0, "not known and no")],
+)  # fmt: skip
+def test_processors_are_not_compared_with_gpus(ours, theirs, words):
+    runs = petals(throughput=40.0, num_gpus=ours), dist(throughput=20.0, num_gpus=theirs)
+    table = systems_of(*runs)
+    assert table.rows == []
+    assert table.notes[0].endswith(f"petals and dist differ in GPUs used {words}.")
+    table = systems_of(*runs, allow_mixed=True)
     assert column(table, "ratio") == [2.0, None]
-    assert column(table, "throughput_per_gpu") == [10.0, None]
+    assert [row.is_mixed for row in table.rows] == [True, True]
+    assert "Marked rows differ in more than system and topology: GPUs used." in table.notes
+
+
+def test_each_measure_has_a_best_of_its_own():
+    table = systems_of(
+        petals(throughput=40.0, num_gpus=4),
+        petals(throughput=30.0, num_gpus=None, batch_size=2),
+        dist(throughput=20.0, num_gpus=None),
+        dist(throughput=80.0, num_gpus=4, batch_size=2),
+        dist(throughput=25.0, num_gpus=0, batch_size=3),
+    )
+    by_measure = list(zip(column(table, "num_gpus"), column(table, "ratio"), strict=True))
+    assert by_measure == [(4, 0.5), (4, None), (None, 1.5), (None, None)]
+
+
+def test_of_pairs_that_differ_the_nearest_are_told():
+    table = systems_of(
+        petals(dtype="float16", num_gpus=0),
+        petals(num_gpus=1, weights="real", machine="M2"),
+        dist(num_gpus=0),
+    )
+    assert table.notes[0].endswith("petals and dist differ in dtype float16 and float32.")
 
 
 @pytest.mark.parametrize(

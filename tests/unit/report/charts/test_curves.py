@@ -16,9 +16,9 @@ from tests.unit.report.charts.runs import (
 )
 
 
-def charts_of(runs, *kinds, curves=(), **options):
+def charts_of(runs, *kinds, curves=()):
     with store_of(runs) as store:
-        return make_charts(store, [], curves, kinds or tuple(PlotKind), **options)
+        return make_charts(store, [], curves, kinds or tuple(PlotKind))
 
 
 def lone(**changes):
@@ -283,13 +283,6 @@ def test_configurations_under_one_load_are_not_drawn_over_it_and_counted():
     (chart,) = charts_of(runs, PlotKind.THROUGHPUT_CLIENTS)
     assert [series.name for series in chart.series] == ["bigscience/bloom-560m"]
     assert "Not drawn, as there is one load alone: 1 configuration." in chart.notes
-
-
-def test_only_selected_runs_are_drawn():
-    runs = [petals_run(num_processes=n) for n in (1, 2, 4)]
-    (chart,) = charts_of(runs, PlotKind.THROUGHPUT_LATENCY, condition=("num_processes >= ?", [2]))
-    assert [point.tag for point in chart.series[0].points] == ["2", "4"]
-    assert charts_of(runs, condition=("model = ?", ["other"])) == []
 
 
 def test_hostile_names_are_printable_in_every_chart():

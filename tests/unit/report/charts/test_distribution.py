@@ -28,12 +28,11 @@ def test_steps_go_from_0_to_1_at_the_values():
     assert [(point.x, point.y) for point in series.points] == [
         (1.0, 0.0),
         (1.0, 0.2),
-        (2.0, 0.4),
         (2.0, 0.6),
         (3.0, 0.8),
         (5.0, 1.0),
     ]
-    assert series.points[2].label == "40 % took up to 2 s"
+    assert series.points[2].label == "60 % took up to 2 s"
     assert chart.x.full_title == "Request latency (s)"
     assert not chart.x.is_log
 
@@ -56,6 +55,36 @@ def test_repeats_are_one_distribution_and_configurations_are_not():
         ("1 client", 2.0),
         ("4 clients", 5.0),
     ]
+
+
+def test_a_sample_stands_for_all_requests_of_its_run():
+    runs = [
+        petals_run(details={"latencies_s": [1.0] * 2000, "num_latencies": 36_000}),
+        petals_run(details={"latencies_s": [5.0] * 2000, "num_latencies": 2000}),
+        petals_run(details={"latencies_s": [5.0] * 2000}),
+    ]
+    (chart,) = charts_of(runs)
+    (series,) = chart.series
+    assert [(point.x, point.y) for point in series.points] == [(1.0, 0.0), (1.0, 0.9), (5.0, 1.0)]
+    assert series.points[1].label == "90 % took up to 1 s"
+    assert "half of the requests took up to 1 s, 99 % up to 5 s" in chart.description
+
+
+@pytest.mark.parametrize("num", [None, "x", -3, 0, 4, [9], {"a": 1}, True])
+def test_a_number_of_requests_that_cannot_be_is_that_of_the_sample(num):
+    details = {"latencies_s": [1.0, 2.0, 3.0, 4.0, 5.0], "num_latencies": num}
+    (chart,) = charts_of([petals_run(details=details)])
+    shares = [point.y for point in chart.series[0].points]
+    assert shares == pytest.approx([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_uneven_weights_are_thinned_evenly_by_share():
+    few = petals_run(details={"latencies_s": [9999.5] * 7, "num_latencies": 10**6})
+    many = with_latencies([float(n) for n in range(1000)])
+    (chart,) = charts_of([few, many])
+    points = chart.series[0].points
+    assert [point.x for point in points] == [0.0, 0.0, 9999.5]
+    assert points[-1].y == 1.0
 
 
 def test_series_stand_in_the_order_of_their_medians():

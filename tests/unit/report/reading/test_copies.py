@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexbench.report.reading import copies, read_all
-from flexbench.report.reading.copies import drop_copies, drop_runs_of
+from flexbench.report.reading.copies import drop_copies, drop_files_of
 from flexbench.report.store import RowLines, RunStore
 from tests.unit.report.reading.samples import append, petals_record
 from tests.unit.report.stores import run
@@ -179,60 +179,32 @@ def test_in_parts_it_is_the_same(store, monkeypatch):
 # --- two stores ---
 
 
-def test_the_same_record_is_dropped(store, other):
-    add_record(other, "r", SHORT)
-    add_record(store, "r", SHORT)
-    add_record(store, "new", SHORT)
-    assert drop_runs_of(store, other) == 1
-    assert left(store) == [("new.jsonl", 1)]
+def test_files_that_are_on_both_sides_stay_on_one(store, other, tmp_path):
+    for name, wall_s in (("old", 4.0), ("new", 5.0)):
+        append(tmp_path / name / "r.tsv", petals_record(wall_s=wall_s))
+    read_all([tmp_path], store, skip_invalid=False)
+    read_all([tmp_path / "old"], other, skip_invalid=False)
+    assert drop_files_of(store, other) == 1
+    assert left(store) == [(str(tmp_path / "new" / "r.jsonl"), 1)]
     assert len(other) == 1
-    assert drop_runs_of(store, other) == 0
 
 
-def test_the_same_line_of_the_same_file_is_dropped_whatever_it_is_called(store, other, tmp_path):
+def test_a_file_is_the_same_whatever_it_is_called(store, other, tmp_path):
     path = tmp_path / "a.tsv"
     path.touch()
     os.link(path, tmp_path / "b.tsv")
     add_rows(other, path, SHORT)
     add_rows(store, tmp_path / "b.tsv", SHORT, SHORT)
     add_rows(store, "gone.tsv", SHORT)
-    assert drop_runs_of(store, other) == 1
-    assert left(store) == [(str(tmp_path / "b.tsv"), 2), ("gone.tsv", 1)]
+    assert drop_files_of(store, other) == 2
+    assert left(store) == [("gone.tsv", 1)]
 
 
-def test_rows_with_all_digits_are_dropped_from_any_file(store, other):
-    add_rows(other, "a.tsv", FULL, SHORT)
-    add_rows(store, "b.tsv", SHORT, FULL, FULL)
-    assert drop_runs_of(store, other) == 1
-    assert left(store) == [("b.tsv", 1), ("b.tsv", 3)]
-
-
-def test_a_row_on_one_side_may_be_a_record_on_the_other(store, other):
+def test_results_may_be_compared_with_themselves_and_with_a_copy(store, other):
     add_rows(other, "a.tsv", FULL)
-    add_record(other, "r", OTHER)
-    add_record(store, "s", FULL)
-    add_rows(store, "b.tsv", OTHER)
-    assert drop_runs_of(store, other) == 2
-    assert len(store) == 0
-
-
-def test_two_records_with_the_same_figures_are_two_runs(store, other):
-    add_record(other, "r", FULL)
-    add_record(store, "s", FULL)
-    assert drop_runs_of(store, other) == 0
-
-
-def test_a_baseline_within_the_folder(store, other, tmp_path):
-    for name, wall_s in (("old", 4.0), ("new", 5.0)):
-        append(tmp_path / name / "r.tsv", petals_record(wall_s=wall_s))
-    read_all([tmp_path], store, skip_invalid=False)
-    read_all([tmp_path / "old"], other, skip_invalid=False)
-    assert drop_runs_of(store, other) == 1
-    assert left(store) == [(str(tmp_path / "new" / "r.jsonl"), 1)]
-
-
-def test_nothing_in_common_changes_nothing(store, other):
-    assert drop_runs_of(store, other) == 0
-    add_rows(store, "a.tsv", SHORT)
-    assert drop_runs_of(store, other) == 0
+    add_rows(store, "a.tsv", FULL)
+    assert drop_files_of(store, other) == 0
     assert len(store) == 1
+    add_rows(store, "copy.tsv", FULL)
+    assert drop_files_of(store, other) == 1
+    assert left(store) == [("copy.tsv", 1)]
