@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from itertools import takewhile
+from typing import Any
 
 from flexbench.report.formats.cells import cell, format_figure
 from flexbench.report.reading import Reading
-from flexbench.report.runs import PROJECTED
+from flexbench.report.runs import GATE_COLUMNS, PROJECTED
 from flexbench.report.store import RunStore
 from flexbench.report.table import Column, Kind, Row, Table
 
-_MOST_DESCRIBING = 6
+_MOST_DESCRIBING = 8
+_MOST_OF_A_SYSTEM = 3
 
 
 def summary_of(store: RunStore, reading: Reading, tables: Sequence[Table]) -> Iterator[str]:
-    """How many runs there are, the best row of each system, and how systems compare."""
+    """How many runs there are, the best rows of each system, and how systems compare."""
     yield _counts(store, reading)
     for table in tables:
         if table.name == "runs":
@@ -45,22 +47,24 @@ def _counts(store: RunStore, reading: Reading) -> str:
 
 
 def _best(table: Table) -> Iterator[str]:
-    """The row with the highest mean throughput that says something of the service itself."""
-    rows = [
-        row
-        for row in table.rows
-        if row.values.get("throughput_mean") is not None
-        and row.values.get("basis") != PROJECTED
-        and not row.values.get("num_client_limited")
-        and not row.is_mixed
-    ]
-    if not rows:
-        return
-    best = max(rows, key=lambda row: row.values["throughput_mean"])
-    yield (
-        f"{table.title}: up to {format_figure(best.values['throughput_mean'])} tokens/s"
-        f"{_how_sure(best)}{_with(table, best)}."
-    )
+    """Of all that can be compared, the row with the highest mean throughput.
+
+    Only of rows that say something of the service itself.
+    """
+    best: dict[tuple[Any, ...], Row] = {}
+    for row in table.rows:
+        throughput = row.values.get("throughput_mean")
+        is_doubtful = row.is_mixed or row.values.get("num_client_limited")
+        if throughput is None or is_doubtful or row.values.get("basis") == PROJECTED:
+            continue
+        alike = tuple(row.values.get(name) for name in GATE_COLUMNS)
+        if alike not in best or throughput > best[alike].values["throughput_mean"]:
+            best[alike] = row
+    for row in list(best.values())[:_MOST_OF_A_SYSTEM]:
+        throughput = format_figure(row.values["throughput_mean"])
+        yield f"{table.title}: up to {throughput} tokens/s{_how_sure(row)}{_with(table, row)}."
+    if len(best) > _MOST_OF_A_SYSTEM:
+        yield f"{table.title}: {len(best) - _MOST_OF_A_SYSTEM} more that cannot be compared."
 
 
 def _how_sure(row: Row) -> str:
