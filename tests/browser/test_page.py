@@ -53,7 +53,7 @@ def test_details_can_be_copied_as_json(browser):
 def test_an_address_with_a_run_opens_it(browser):
     browser.open(report())
     browser.driver.get(f"{browser.address}#run-5")
-    browser.wait(lambda: browser.one("#run-5").get_attribute("open"))
+    assert browser.wait(lambda: browser.one("#run-5").get_attribute("open"))
 
 
 @pytest.mark.parametrize("fragment", ["%", "%e0%a4", "run-", ""])
@@ -64,7 +64,7 @@ def test_an_address_that_names_nothing_stops_nothing(browser, fragment):
     browser.wait_for_charts()
     browser.driver.execute_script("location.hash = '#%ff'")
     browser.driver.execute_script("location.hash = '#run-5'")
-    browser.wait(lambda: browser.one("#run-5").get_attribute("open"))
+    assert browser.wait(lambda: browser.one("#run-5").get_attribute("open"))
 
 
 def test_a_keyboard_is_enough(browser):
@@ -206,7 +206,7 @@ def test_a_mark_says_what_it_is_when_it_is_pointed_at(browser):
             y=box["y"] + box["height"] / 2,
         )
     tip = browser.one(".tip")
-    browser.wait(lambda: tip.is_displayed() and "bloom" in tip.text)
+    assert browser.wait(lambda: tip.is_displayed() and "bloom" in tip.text)
 
 
 def test_the_data_of_a_chart_are_a_table(browser):
@@ -327,7 +327,7 @@ def test_the_dark_comes_and_goes_while_the_page_is_open(browser):
     browser.set_scheme("dark")
     browser.wait(lambda: browser.all("html.dark-charts"))
     browser.wait_for_charts()
-    browser.wait(lambda: all(a != b for a, b in zip(light, colours(), strict=True)))
+    assert browser.wait(lambda: all(a != b for a, b in zip(light, colours(), strict=True)))
     browser.set_scheme("light")
     browser.wait(lambda: colours() == light)
 

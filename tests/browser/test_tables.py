@@ -65,7 +65,7 @@ def test_the_filter_wants_every_word_in_any_cell(browser):
 def test_no_word_reaches_over_two_cells(browser):
     browser.open(report())
     browser.one("#table-1-filter").send_keys("petals1")
-    browser.wait(lambda: browser.one("#table-1 .counted").text == "0 of 5 rows")
+    assert browser.wait(lambda: browser.one("#table-1 .counted").text == "0 of 5 rows")
 
 
 def test_a_row_opens_to_its_runs(browser):
