@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+_QUERY_BLOCK = 128
+
 
 def prefill_attention(
     q_BSHD: torch.Tensor,
@@ -23,6 +25,8 @@ def prefill_attention(
     """
     q, k, v = (x.transpose(1, 2) for x in (q_BSHD, k_BSHD, v_BSHD))
     if num_pad_B is None:
+        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+            return _blockwise_attention(q, k, v).transpose(1, 2)
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
     positions = torch.arange(q.shape[2], device=q.device)
     is_real = positions[None, None, :] >= num_pad_B[:, None, None]
@@ -34,20 +38,90 @@ def prefill_attention(
     return out.transpose(1, 2)
 
 
-def decode_weights(
-    q_RD: torch.Tensor, k_LRD: torch.Tensor, is_real_RL: torch.Tensor | None
+def _blockwise_attention(
+    q_BHSD: torch.Tensor, k_BHSD: torch.Tensor, v_BHSD: torch.Tensor
 ) -> torch.Tensor:
-    """Attention weights (R, L) of one new position over all, or all that are real, in float32."""
-    scale = q_RD.shape[-1] ** -0.5
-    scores = torch.bmm((q_RD * scale)[:, None], k_LRD.permute(1, 2, 0))[:, 0].float()
-    if is_real_RL is not None:
-        scores.masked_fill_(~is_real_RL, float("-inf"))
+    """Causal attention, a block of queries at a time over what comes before its end: (B, H, S, D).
+
+    On a CPU, torch's own takes 1.3 to 2 times as long for bfloat16, whose products it does in
+    float32. Here scores and weights are bfloat16, as they are in transformers' eager attention.
+    """
+    size, length = q_BHSD.shape, q_BHSD.shape[2]
+    q, k, v = (x.flatten(0, 1) for x in (q_BHSD * size[-1] ** -0.5, k_BHSD, v_BHSD))
+    block = min(_QUERY_BLOCK, length)
+    is_future = torch.ones(block, block, dtype=torch.bool).triu_(1)
+    out = torch.empty_like(q)
+    for start in range(0, length, block):
+        end = min(start + block, length)
+        scores = torch.bmm(q[:, start:end], k[:, :end].transpose(1, 2))
+        scores[:, :, start:].masked_fill_(is_future[: end - start, : end - start], float("-inf"))
+        out[:, start:end] = torch.bmm(scores.softmax(dim=-1), v[:, :end])
+    return out.view(size)
+
+
+def decode_weights(
+    q_RD: torch.Tensor,
+    k_LRD: torch.Tensor,
+    num_positions: int,
+    is_real_RP: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention weights (R, L) of one new position, float32.
+
+    It looks at the first `num_positions`, the new one's own included, or those of them that are
+    real; all others weigh nothing.
+    """
+    q_RD = q_RD * q_RD.shape[-1] ** -0.5
+    if k_LRD.device.type == "cpu":
+        scores = _grouped_scores(q_RD, k_LRD)
+    else:
+        scores = torch.bmm(q_RD[:, None], k_LRD.permute(1, 2, 0))[:, 0].float()
+    if num_positions < k_LRD.shape[0]:
+        scores[:, num_positions:] = float("-inf")
+    if is_real_RP is not None:
+        scores[:, :num_positions].masked_fill_(~is_real_RP, float("-inf"))
     return scores.softmax(dim=-1)
 
 
 def decode_values(weights_RL: torch.Tensor, v_LRD: torch.Tensor) -> torch.Tensor:
     """The weighted sum (R, D) of the values."""
-    return torch.bmm(weights_RL.to(v_LRD.dtype)[:, None], v_LRD.transpose(0, 1))[:, 0]
+    weights_RL = weights_RL.to(v_LRD.dtype)
+    if v_LRD.device.type == "cpu":
+        return _grouped_values(weights_RL, v_LRD)
+    return torch.bmm(weights_RL[:, None], v_LRD.transpose(0, 1))[:, 0]
+
+
+def _group_size(num_rows: int, dtype: torch.dtype) -> int:
+    """How many rows g are computed as one product, G = R / g of them.
+
+    A product of one row is little work in a call. With g rows it is g times the work, of which only
+    the diagonal is kept, and still faster: 12 were for bfloat16, 4 for float32, among 1 to 32.
+    """
+    most = 4 if dtype == torch.float32 else 12
+    return max(size for size in range(1, most + 1) if num_rows % size == 0)
+
+
+def _grouped_scores(q_RD: torch.Tensor, k_LRD: torch.Tensor) -> torch.Tensor:
+    """Products of each row's query with its keys: (R, L), float32."""
+    length, num_rows, width = k_LRD.shape
+    g = _group_size(num_rows, k_LRD.dtype)
+    diagonal = q_RD.new_zeros(num_rows // g, g, g, width)
+    diagonal.diagonal(dim1=1, dim2=2).copy_(q_RD.view(-1, g, width).transpose(1, 2))
+    queries = diagonal.view(-1, g, g * width)  # (G, g, gD)
+    keys = k_LRD.view(length, -1, g * width).transpose(0, 1)  # (G, L, gD)
+    if k_LRD.dtype == torch.float32:
+        return torch.bmm(queries, keys.transpose(1, 2)).view(num_rows, length)
+    # The other way round, keys need not be put into another order first.
+    scores = torch.bmm(keys, queries.transpose(1, 2)).transpose(1, 2)
+    return scores.to(torch.float32, memory_format=torch.contiguous_format).view(num_rows, length)
+
+
+def _grouped_values(weights_RL: torch.Tensor, v_LRD: torch.Tensor) -> torch.Tensor:
+    length, num_rows, width = v_LRD.shape
+    g = _group_size(num_rows, v_LRD.dtype)
+    values = v_LRD.view(length, -1, g * width).transpose(0, 1)  # (G, L, gD)
+    products = torch.bmm(weights_RL.view(-1, g, length), values)  # (G, g, gD)
+    own = products.view(-1, g, g, width).diagonal(dim1=1, dim2=2)  # (G, D, g)
+    return own.transpose(1, 2).reshape(num_rows, width)
 
 
 def most_weight(weights_RL: torch.Tensor, sparsity: float) -> tuple[torch.Tensor, torch.Tensor]:

@@ -66,15 +66,22 @@ class _Share:
         return isinstance(self.k, MemoryPart)
 
 
+# Products of bfloat16 are made for each length anew, which takes as long as some of them: lengths
+# are rounded up to multiples of this where what follows is there, and known to be numbers.
+_LENGTH_STEP = 64
+
+
 @dataclass(frozen=True)
 class Segment:
     """Some rows of a cache, ready for the attention of one new position.
 
-    `k` and `v` have the past, and the new position's place after it. With a sparse attention, `v`
-    may still be at its home, for the chosen values to be fetched from there.
+    `k` and `v` have the past, the new position's place after it, and perhaps places of later ones.
+    With a sparse attention, `v` may still be at its home, for the chosen values to be fetched from
+    there.
     """
 
     rows: range
+    past: int
     k: torch.Tensor
     v: torch.Tensor
     is_home: bool
@@ -91,6 +98,14 @@ class LayerCache:
         self._gpu = env.gpu.device
         self._is_cpu_computed = policy.cpu_cache_compute
         self._shares = _allocate(shape, policy, env)
+        self._in_place = {share.name for share in self._shares if self._is_used_in_place(share)}
+        self.is_in_place = len(self._in_place) == len(self._shares)
+        """Whether attention reads all of it where it is: nothing has to be loaded or moved."""
+        for share in self._shares:
+            if share.name in self._in_place:
+                # Places of later positions may be multiplied with 0, which NaN would survive.
+                for tensor in self._at_home(share, shape.max_length):
+                    tensor.zero_()
 
     # --- loading ---
 
@@ -99,24 +114,30 @@ class LayerCache:
         return [self._load_share(share, past, buffer) for share in self._shares]
 
     def _load_share(self, share: _Share, past: int, buffer: Buffer) -> Segment:
-        if self._is_used_in_place(share):
-            return Segment(share.rows, *self._at_home(share, past), is_home=True)
+        if share.name in self._in_place:
+            k, v = self._at_home(share, self._rounded(past + 1))
+            return Segment(share.rows, past, k, v, is_home=True)
         k = self._fetch(share, share.k, past, buffer, "k")
         if self._sparsity < 1 and self._compression is None and share.is_in_memory:
-            v = self._at_home(share, past)[1]
+            v = self._at_home(share, past + 1)[1]
         else:
             v = self._fetch(share, share.v, past, buffer, "v")
-        return Segment(share.rows, k, v, is_home=False)
+        return Segment(share.rows, past, k, v, is_home=False)
+
+    def _rounded(self, length: int) -> int:
+        if self._shape.dtype == torch.float32:
+            return length
+        return min(-(-length // _LENGTH_STEP) * _LENGTH_STEP, self._shape.max_length)
 
     def _is_used_in_place(self, share: _Share) -> bool:
         if self._compression is not None or not share.is_in_memory:
             return False
         return share.name == "gpu" or self._is_cpu_computed
 
-    def _at_home(self, share: _Share, past: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _at_home(self, share: _Share, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         assert isinstance(share.k, MemoryPart)
         assert isinstance(share.v, MemoryPart)
-        return share.k.tensor[: past + 1], share.v.tensor[: past + 1]
+        return share.k.tensor[:length], share.v.tensor[:length]
 
     def _fetch(
         self, share: _Share, part: Part, past: int, buffer: Buffer, kind: str
@@ -149,7 +170,7 @@ class LayerCache:
             new_SRD = new.transpose(0, 1).flatten(1, 2)
             for share in self._shares:
                 # A single position has been written in place by `attend`.
-                if start > 0 and self._is_used_in_place(share):
+                if start > 0 and share.name in self._in_place:
                     continue
                 rows = new_SRD[:, share.rows.start : share.rows.stop]
                 if self._compression is not None:
@@ -204,19 +225,19 @@ def _attend_segment(
     *,
     sparsity: float,
 ) -> torch.Tensor:
-    past = segment.k.shape[0] - 1
+    past = segment.past
     segment.k[past] = k_RD
     if segment.is_home or sparsity == 1:
         segment.v[past] = v_RD
     k, v = segment.k, segment.v
-    # Half precision is for GPUs: on a CPU it is slow, and its sums are inexact.
-    is_half_on_cpu = k.device.type == "cpu" and k.dtype != torch.float32
+    # float16 is for GPUs: on a CPU it is slow, and its sums are inexact.
+    is_half_on_cpu = k.device.type == "cpu" and k.dtype == torch.float16
     if is_half_on_cpu:
         q_RD, k, v_RD = q_RD.float(), k.float(), v_RD.float()
-    weights = decode_weights(q_RD, k, is_real_RL)
+    weights = decode_weights(q_RD, k, past + 1, is_real_RL)
     if sparsity == 1:
         return decode_values(weights, v.float() if is_half_on_cpu else v)
-    top, index = most_weight(weights, sparsity)
+    top, index = most_weight(weights[:, : past + 1], sparsity)
     chosen = gather_positions(v[:past], index.to(v.device)).to(v_RD.device, v_RD.dtype)
     return sparse_values(top, chosen, weights[:, past], v_RD)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from flexbench.dist.kernels.linear import DenseMap
 from flexbench.dist.policy import CompressionConfig
 
 _LEVELS = 15  # the highest of 4 bits
@@ -69,3 +70,33 @@ def decompress(
     x = x.view(*records.shape[:-1], groups, config.group_size)
     x.mul_(spread / _LEVELS).add_(minimum)
     return x.flatten(-2)[..., :width]
+
+
+class CompressedMap:
+    """A matrix (N, K) of compressed rows, which is decompressed when it is first asked for."""
+
+    def __init__(
+        self, records: torch.Tensor, width: int, config: CompressionConfig, dtype: torch.dtype
+    ) -> None:
+        self._records = records
+        self._width = width
+        self._config = config
+        self._dtype = dtype
+        self._dense: torch.Tensor | None = None
+
+    def apply(self, x: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
+        """(..., K) to (..., N), in x's type."""
+        return DenseMap(self.dense()).apply(x, bias_N)
+
+    def dense(self) -> torch.Tensor:
+        """The matrix itself; it is kept, for the batches that follow."""
+        if self._dense is None:
+            self._dense = self._decompress(self._records)
+        return self._dense
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Some of its rows: `index` of shape (...) gives (..., K). No others are decompressed."""
+        return self._decompress(self._records[index])
+
+    def _decompress(self, records: torch.Tensor) -> torch.Tensor:
+        return decompress(records, self._width, self._config, self._dtype)

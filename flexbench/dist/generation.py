@@ -58,8 +58,8 @@ class Generation:
         self._blocks = Blocks(policy.gpu_batch_size, workload.num_batches, workload.num_iterations)
         self._tokens = Tokens(task, config.pad_token_id, on_tokens)
         self._masks = Masks(task, self._device)
-        self._clock = ComputeClock(self._device)
         self.times = StageTimes()
+        self._clock = ComputeClock(self._device, self.times)
         self._messages = Messages(
             link,
             config=config,
@@ -120,7 +120,7 @@ class Generation:
         if self._link is not None:
             self._link.flush()
             times.send_s, times.receive_s = self._link.send_s, self._link.receive_s
-        times.compute_s = self._clock.total_s()
+        self._clock.harvest()
         times.wall_s = time.perf_counter() - times.started_at
 
     # --- loads and stores, unless there is nothing to compute with them ---
@@ -153,7 +153,7 @@ class Generation:
         self._transfers.wait(step)
         output = None
         if not self._messages.is_skipped(step.unit):
-            with self._clock.running():
+            with self._clock.running(is_prefill=step.unit.token == 0):
                 output = self._compute_layer(step)
             if self._task.debug_mode is not None:
                 # Times of single layers are wanted, not of their launches.
@@ -214,7 +214,8 @@ class Generation:
         # All prompts have ended, or some layers were left out: there is nothing to choose.
         if logits_BV is None or task.debug_mode is not None:
             return torch.full((len(prompts),), self._config.pad_token_id)
-        if not bool(torch.isfinite(logits_BV).all()):
+        # The largest is NaN if any is.
+        if not bool(torch.isfinite(logits_BV.amax(dim=-1)).all()):
             raise RunError(
                 f"the logits of token {unit.token} are not finite: {self._config.dtype} is too "
                 "small for this model's activations, or its weights are damaged"

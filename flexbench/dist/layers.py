@@ -18,7 +18,7 @@ from flexbench.dist.partition import Stage
 
 LAYER_NORM_EPS = 1e-5
 _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": functional.relu,
+    "relu": torch.relu_,
     "gelu": functional.gelu,
 }
 
@@ -27,12 +27,14 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 class WeightSpec:
     """A weight of a layer: its name there, its shape, and the model's tensors it is made of.
 
-    Several `sources` are put below each other: query, key and value are one product.
+    Several `sources` are put below each other: query, key and value are one product. Of a table,
+    rows are looked up; any other matrix is multiplied with.
     """
 
     name: str
     shape: tuple[int, ...]
     sources: tuple[str, ...]
+    is_table: bool = False
 
     @property
     def is_matrix(self) -> bool:
@@ -52,7 +54,10 @@ class Weights(Protocol):
         """A whole weight."""
 
     def rows(self, name: str, index: torch.Tensor) -> torch.Tensor:
-        """Some rows of a matrix: `index` of shape (...) gives (..., width)."""
+        """Some rows of a table: `index` of shape (...) gives (..., width)."""
+
+    def linear(self, name: str, x: torch.Tensor, *, bias: str | None = None) -> torch.Tensor:
+        """The product with a matrix, plus a vector: x of shape (..., K) gives (..., N)."""
 
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -68,8 +73,8 @@ class InputEmbed:
         h, e = config.hidden_size, config.embed_dim
         rows = config.max_position_embeddings + POSITION_OFFSET
         self.specs: tuple[WeightSpec, ...] = (
-            _spec("tokens", (config.vocab_size, e), "decoder.embed_tokens.weight"),
-            _spec("positions", (rows, h), "decoder.embed_positions.weight"),
+            _table("tokens", (config.vocab_size, e), "decoder.embed_tokens.weight"),
+            _table("positions", (rows, h), "decoder.embed_positions.weight"),
         )
         if e != h:
             self.specs += (_spec("project", (h, e), "decoder.project_in.weight"),)
@@ -81,7 +86,7 @@ class InputEmbed:
         """Token plus position embeddings. Positions count from 0 at a prompt's first real token."""
         x = weights.rows("tokens", ids_BS)
         if self._is_projected:
-            x = functional.linear(x, weights.get("project"))
+            x = weights.linear("project", x)
         return x + weights.rows("positions", positions_BS + POSITION_OFFSET)
 
 
@@ -111,11 +116,10 @@ class SelfAttention:
         x = hidden_BSh
         if config.do_layer_norm_before:
             x = _layer_norm(weights, "attn_norm", x)
-        qkv = functional.linear(x, weights.get("qkv.weight"), weights.get("qkv.bias"))
+        qkv = weights.linear("qkv.weight", x, bias="qkv.bias")
         q, k, v = qkv.view(batch, positions, 3, config.num_attention_heads, -1).unbind(2)
         x = attend(q, k, v).reshape(batch, positions, config.hidden_size)
-        x = functional.linear(x, weights.get("out.weight"), weights.get("out.bias"))
-        x = hidden_BSh + x
+        x = weights.linear("out.weight", x, bias="out.bias").add_(hidden_BSh)
         return x if config.do_layer_norm_before else _layer_norm(weights, "attn_norm", x)
 
 
@@ -143,11 +147,8 @@ class MLP:
         x = hidden_BSh
         if self._is_norm_first:
             x = _layer_norm(weights, "mlp_norm", x)
-        x = functional.linear(x, weights.get("fc1.weight"), weights.get("fc1.bias"))
-        x = functional.linear(
-            self._activation(x), weights.get("fc2.weight"), weights.get("fc2.bias")
-        )
-        x = hidden_BSh + x
+        x = self._activation(weights.linear("fc1.weight", x, bias="fc1.bias"))
+        x = weights.linear("fc2.weight", x, bias="fc2.bias").add_(hidden_BSh)
         return x if self._is_norm_first else _layer_norm(weights, "mlp_norm", x)
 
 
@@ -192,8 +193,8 @@ class OutputEmbed:
         if self._has_norm:
             x = _layer_norm(weights, "norm", x)
         if self._is_projected:
-            x = functional.linear(x, weights.get("project"))
-        return functional.linear(x, weights.get("tokens")).float()
+            x = weights.linear("project", x)
+        return weights.linear("tokens", x).float()
 
 
 Layer = InputEmbed | SelfAttention | MLP | TransformerLayer | OutputEmbed
@@ -210,6 +211,10 @@ def layers_of(config: OptConfig, stage: Stage, *, sep_layer: bool) -> list[Layer
     if stage.is_last:
         layers.append(OutputEmbed(config))
     return layers
+
+
+def _table(name: str, shape: Sequence[int], source: str) -> WeightSpec:
+    return WeightSpec(name, tuple(shape), (source,), is_table=True)
 
 
 def _spec(name: str, shape: Sequence[int], *sources: str) -> WeightSpec:

@@ -12,6 +12,7 @@ from flexbench.dist import schedule
 from flexbench.dist.config import DUMMY_WEIGHT, DebugMode
 from flexbench.dist.generation import Generation
 from flexbench.dist.homes import ExecutionEnv
+from flexbench.dist.kernels.allocator import give_freed_memory_back, keep_freed_memory
 from flexbench.dist.layers import InputEmbed, Layer, OutputEmbed, WeightSpec, layers_of
 from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.partition import Stage
@@ -53,6 +54,7 @@ class OptLM:
         on_layer: Callable[[], None] | None = None,
     ) -> None:
         """Load the weights of this stage's layers; `on_layer` is called after each."""
+        keep_freed_memory()
         self.config = config.resolve_dtype(on_gpu=env.has_gpu)
         self.env = env
         self.policy = policy
@@ -88,6 +90,7 @@ class OptLM:
             weights.close()
         self._weights = []
         self._weight_env.disk.close()
+        give_freed_memory_back()
 
     # --- what DistOptLM does otherwise ---
 

@@ -27,13 +27,19 @@ class StageTimes:
     started_at: float = 0.0
     """On time.perf_counter."""
     wall_s: float = 0.0
-    compute_s: float = 0.0
+    prefill_compute_s: float = 0.0
+    decode_compute_s: float = 0.0
     send_s: float = 0.0
     receive_s: float = 0.0
     busy_s: dict[str, float] = field(default_factory=dict)
     waited_s: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     layer_s: dict[tuple[bool, int], float] = field(default_factory=lambda: defaultdict(float))
     """Time of all that was done for each layer, by (whether it is the prefill, layer)."""
+
+    @property
+    def compute_s(self) -> float:
+        """How long was computed, prefill and decoding together."""
+        return self.prefill_compute_s + self.decode_compute_s
 
     @property
     def stalled_s(self) -> float:
@@ -66,32 +72,34 @@ class StageTimes:
 class ComputeClock:
     """Times computing, with events where it is asynchronous, so that it stays so."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, times: StageTimes) -> None:
         self._device = device
-        self._total_s = 0.0
-        self._events: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+        self._times = times
+        self._events: list[tuple[bool, torch.cuda.Event, torch.cuda.Event]] = []
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def running(self, *, is_prefill: bool) -> Iterator[None]:
         """Time what is done in this block."""
         if self._device.type == "cuda":
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record(torch.cuda.current_stream(self._device))
             yield
             end.record(torch.cuda.current_stream(self._device))
-            self._events.append((begin, end))
+            self._events.append((is_prefill, begin, end))
             return
         started_at = time.perf_counter()
         yield
-        self._total_s += time.perf_counter() - started_at
+        self._add(time.perf_counter() - started_at, is_prefill=is_prefill)
 
     def harvest(self) -> None:
-        """Wait for all blocks until now, and let go of their events."""
+        """Wait for all blocks until now, add them to the stage's times, and let go of events."""
         synchronize(self._device)
-        self._total_s += sum(begin.elapsed_time(end) for begin, end in self._events) / 1000
+        for is_prefill, begin, end in self._events:
+            self._add(begin.elapsed_time(end) / 1000, is_prefill=is_prefill)
         self._events.clear()
 
-    def total_s(self) -> float:
-        """All blocks together, in seconds."""
-        self.harvest()
-        return self._total_s
+    def _add(self, seconds: float, *, is_prefill: bool) -> None:
+        if is_prefill:
+            self._times.prefill_compute_s += seconds
+        else:
+            self._times.decode_compute_s += seconds

@@ -1,15 +1,23 @@
-"""The weights of one layer at their homes, and how they get to where they are computed with."""
+"""The weights of one layer at their homes, and how they get to where they are computed with.
+
+Tensors that are wholly on the gpu stay there, in the form that is computed with. All others are one
+range of bytes, laid out from `load_start` on, which is loaded into a buffer for each visit.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
 import torch
 
-from flexbench.dist.compression import compress, decompress, record_bytes
-from flexbench.dist.homes import ExecutionEnv, Part, Parts
+from flexbench.dist.compression import CompressedMap, compress, record_bytes
+from flexbench.dist.homes import ExecutionEnv, MemoryPart, Part, Parts
+from flexbench.dist.kernels import four_bits
+from flexbench.dist.kernels.four_bits import FourBitMap
+from flexbench.dist.kernels.linear import DenseMap, LinearMap, PackedMap, has_onednn
 from flexbench.dist.layers import WeightSpec
 from flexbench.dist.placement import LayerLayout, TensorSpec, lay_out
 from flexbench.dist.policy import CompressionConfig, Policy
@@ -17,20 +25,71 @@ from flexbench.dist.weight_files import WeightSource
 
 
 def layout_of(specs: Sequence[WeightSpec], policy: Policy, dtype: torch.dtype) -> LayerLayout:
-    """How a layer's weights are laid out under `policy`."""
-    tensors = [_stored(spec, policy.weight_compression, dtype) for spec in specs]
-    return lay_out(tensors, policy.weights)
+    """How a layer's weights are laid out under `policy` on this machine."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"  # as in ExecutionEnv
+    forms = (_Form(spec, policy.weight_compression, dtype, device) for spec in specs)
+    return lay_out([form.stored for form in forms], policy.weights)
 
 
-def _stored(
-    spec: WeightSpec, compression: CompressionConfig | None, dtype: torch.dtype
-) -> TensorSpec:
-    if not spec.is_matrix:
-        return TensorSpec(spec.name, 1, prod(spec.shape) * dtype.itemsize)
-    rows, width = spec.shape
-    if compression is None:
-        return TensorSpec(spec.name, rows, width * dtype.itemsize)
-    return TensorSpec(spec.name, rows, record_bytes(width, compression, dtype))
+class _Form:
+    """How a weight is stored: as it is, as rows of records, or as the fused product wants it."""
+
+    def __init__(
+        self,
+        spec: WeightSpec,
+        compression: CompressionConfig | None,
+        dtype: torch.dtype,
+        device: str,
+    ) -> None:
+        self.spec, self.dtype = spec, dtype
+        self._config = compression if spec.is_matrix else None
+        self._is_fused = (
+            self._config is not None
+            and not spec.is_table
+            and four_bits.fits(spec.shape, self._config, device)
+        )
+
+    @property
+    def stored(self) -> TensorSpec:
+        """Its rows and bytes."""
+        spec = self.spec
+        if not spec.is_matrix:
+            return TensorSpec(spec.name, 1, prod(spec.shape) * self.dtype.itemsize)
+        rows, width = spec.shape
+        if self._config is None:
+            return TensorSpec(spec.name, rows, width * self.dtype.itemsize)
+        if self._is_fused:
+            size = four_bits.row_bytes(width, self._config)
+            return TensorSpec(spec.name, four_bits.filled_rows(rows), size)
+        return TensorSpec(spec.name, rows, record_bytes(width, self._config, self.dtype))
+
+    @property
+    def is_plain_map(self) -> bool:
+        """Whether it is only multiplied with, and not compressed."""
+        return self.spec.is_matrix and not self.spec.is_table and self._config is None
+
+    def read(self, source: WeightSource) -> torch.Tensor:
+        """The whole weight, in the model's type. What need not be converted is not copied."""
+        pieces = [source.read(name).to(self.dtype) for name in self.spec.sources]
+        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+
+    def encode(self, weight: torch.Tensor) -> torch.Tensor:
+        """Its bytes: uint8 of one dimension."""
+        if self._is_fused:
+            assert self._config is not None
+            return four_bits.pack(weight, self._config)
+        if self._config is not None:
+            weight = compress(weight, self._config)
+        return weight.contiguous().flatten().view(torch.uint8)
+
+    def map_of(self, data: torch.Tensor) -> LinearMap:
+        """The matrix of which these are the bytes."""
+        if self._config is None:
+            return DenseMap(data.view(self.dtype).view(self.spec.shape))
+        if self._is_fused:
+            return FourBitMap(data, self.spec.shape, self._config, self.dtype)
+        rows, width = self.spec.shape
+        return CompressedMap(data.view(rows, -1), width, self._config, self.dtype)
 
 
 class LayerWeights:
@@ -39,27 +98,41 @@ class LayerWeights:
     def __init__(
         self, specs: Sequence[WeightSpec], policy: Policy, env: ExecutionEnv, dtype: torch.dtype
     ) -> None:
-        self._specs = {spec.name: spec for spec in specs}
-        self._compression = policy.weight_compression
-        self._dtype = dtype
-        self.layout = layout_of(specs, policy, dtype)
-        layout = self.layout
-        sizes = layout.home_bytes
+        device = env.gpu.device.type
+        self._forms = [_Form(spec, policy.weight_compression, dtype, device) for spec in specs]
+        self._gpu = env.gpu
+        self.layout = lay_out([form.stored for form in self._forms], policy.weights)
+        begin, sizes = self.layout.load_start, self.layout.home_bytes
+        self._resident = ReadyWeights({}, {})
+        self._resident_parts: list[MemoryPart] = []
+        self._packed_bytes = 0
         self._parts: Parts = env.mixed.allocate(
-            ((sizes.gpu,), (sizes.cpu,), (sizes.disk,)), torch.uint8, pin=policy.pin_weight
+            ((sizes.gpu - min(begin, sizes.gpu),), (sizes.cpu,), (sizes.disk,)),
+            torch.uint8,
+            pin=policy.pin_weight,
         )
 
     def fill(self, source: WeightSource) -> None:
         """Read the weights from `source`, compress them if asked to, and put them away."""
-        for tensor, start in zip(self.layout.tensors, self.layout.offsets, strict=True):
-            spec, offset = self._specs[tensor.name], start
-            for name in spec.sources:
-                piece = source.read(name).to(self._dtype)
-                if self._compression is not None and spec.is_matrix:
-                    piece = compress(piece, self._compression)
-                data = piece.contiguous().flatten().view(torch.uint8)
-                self._write(offset, data)
-                offset += len(data)
+        for form, offset in zip(self._forms, self.layout.offsets, strict=True):
+            weight = form.read(source)
+            if offset < self.layout.load_start:
+                self._keep(form, weight)
+            else:
+                self._write(offset, form.encode(weight))
+
+    def _keep(self, form: _Form, weight: torch.Tensor) -> None:
+        """Put a weight on the gpu for good."""
+        if form.is_plain_map and self._gpu.device.type == "cpu" and has_onednn(weight):
+            self._resident.maps[form.spec.name] = PackedMap(weight)
+            self._packed_bytes += form.stored.num_bytes
+            self._gpu.ledger.take(form.stored.num_bytes)
+            return
+        data = form.encode(weight)
+        part = self._gpu.allocate((len(data),), torch.uint8)
+        part.write(0, data)
+        self._resident_parts.append(part)
+        self._resident.add(form, part.tensor)
 
     def _write(self, offset: int, data: torch.Tensor) -> None:
         for part, start, end in self._ranges():
@@ -68,8 +141,10 @@ class LayerWeights:
                 part.write(low - start, data[low - offset : high - offset])
 
     def _ranges(self) -> list[tuple[Part, int, int]]:
+        """The parts of what is loaded: each with its range of the layer's bytes."""
         layout = self.layout
-        bounds = (0, layout.gpu_end, layout.cpu_end, layout.num_bytes)
+        begin = layout.load_start
+        bounds = (begin, max(begin, layout.gpu_end), layout.cpu_end, layout.num_bytes)
         return [
             (part, bounds[index], bounds[index + 1])
             for index, part in enumerate(self._parts.homes)
@@ -85,60 +160,51 @@ class LayerWeights:
         """Copy all that is not wholly on the gpu into `buffer`, uint8 on the gpu."""
         begin = self.layout.load_start
         for part, start, end in self._ranges():
-            low = max(start, begin)
-            if low < end:
-                part.read(low - start, buffer[low - begin : end - begin])
+            part.read(0, buffer[start - begin : end - begin])
 
     def close(self) -> None:
         """Give the memory back."""
         self._parts.close()
+        for part in self._resident_parts:
+            part.close()
+        self._gpu.ledger.take(-self._packed_bytes)
+        self._resident, self._resident_parts, self._packed_bytes = ReadyWeights({}, {}), [], 0
 
     def ready(self, buffer: torch.Tensor) -> ReadyWeights:
         """The weights for computing, once `buffer` is loaded."""
+        if not self.load_bytes:
+            return self._resident
         begin = self.layout.load_start
-        resident = self._parts.gpu.tensor if self._parts.gpu is not None else buffer[:0]
-        stored = {}
-        for tensor, offset in zip(self.layout.tensors, self.layout.offsets, strict=True):
-            memory, start = (resident, offset) if offset < begin else (buffer, offset - begin)
-            stored[tensor.name] = memory[start : start + tensor.num_bytes]
-        return ReadyWeights(stored, self._specs, self._compression, self._dtype)
+        ready = ReadyWeights(dict(self._resident.maps), dict(self._resident.vectors))
+        for form, offset in zip(self._forms, self.layout.offsets, strict=True):
+            if offset >= begin:
+                start = offset - begin
+                ready.add(form, buffer[start : start + form.stored.num_bytes])
+        return ready
 
 
+@dataclass(frozen=True)
 class ReadyWeights:
-    """A layer's weights on the gpu. Compressed ones are decompressed when first asked for."""
+    """A layer's weights on the gpu, by name."""
 
-    def __init__(
-        self,
-        stored: dict[str, torch.Tensor],
-        specs: dict[str, WeightSpec],
-        compression: CompressionConfig | None,
-        dtype: torch.dtype,
-    ) -> None:
-        self._stored = stored
-        self._specs = specs
-        self._compression = compression
-        self._dtype = dtype
-        self._dense: dict[str, torch.Tensor] = {}
+    maps: dict[str, LinearMap]
+    vectors: dict[str, torch.Tensor]
+
+    def add(self, form: _Form, data: torch.Tensor) -> None:
+        """Another one, of which `data` are the bytes."""
+        if form.spec.is_matrix:
+            self.maps[form.spec.name] = form.map_of(data)
+        else:
+            self.vectors[form.spec.name] = data.view(form.dtype).view(form.spec.shape)
 
     def get(self, name: str) -> torch.Tensor:
         """A whole weight."""
-        if name not in self._dense:
-            self._dense[name] = self._decode(name, self._rows_of(name))
-        return self._dense[name]
+        return self.vectors[name] if name in self.vectors else self.maps[name].dense()
 
     def rows(self, name: str, index: torch.Tensor) -> torch.Tensor:
         """Some rows of a matrix: `index` of shape (...) gives (..., width)."""
-        return self._decode(name, self._rows_of(name)[index])
+        return self.maps[name].rows(index)
 
-    def _rows_of(self, name: str) -> torch.Tensor:
-        """The weight as it is stored: rows of records if it is compressed."""
-        spec, data = self._specs[name], self._stored[name]
-        if self._compression is not None and spec.is_matrix:
-            return data.view(spec.shape[0], -1)
-        return data.view(self._dtype).view(spec.shape)
-
-    def _decode(self, name: str, rows: torch.Tensor) -> torch.Tensor:
-        spec = self._specs[name]
-        if self._compression is None or not spec.is_matrix:
-            return rows
-        return decompress(rows, spec.shape[1], self._compression, self._dtype)
+    def linear(self, name: str, x: torch.Tensor, *, bias: str | None = None) -> torch.Tensor:
+        """The product with a matrix, plus a vector: x of shape (..., K) gives (..., N)."""
+        return self.maps[name].apply(x, None if bias is None else self.vectors[bias])
