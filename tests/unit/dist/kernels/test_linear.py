@@ -1,0 +1,77 @@
+"""Linear maps against the product written out in double precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="flexbench dist needs torch")
+
+from flexbench.dist.kernels.linear import DenseMap, PackedMap, has_onednn  # noqa: E402
+
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def random_tensor(*shape: int, dtype: Any, seed: int = 0) -> Any:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(seed)).sub_(0.5).to(dtype)
+
+
+def by_hand(x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
+    """The product, and how far sums in another order and one rounding may be from it."""
+    exact = x.double() @ weight.double().T
+    size = x.double().abs() @ weight.double().abs().T
+    if bias is not None:
+        exact = exact + bias.double()
+        size = size + bias.double().abs()
+    terms = weight.shape[1] + 1
+    return exact, terms * 2**-24 * size + torch.finfo(x.dtype).eps * (exact.abs() + size / terms)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 64, 48), (3, 70, 50), (130, 33, 7)])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("kind", [DenseMap, PackedMap])
+def test_products(dtype: Any, shape: tuple[int, int, int], has_bias: bool, kind: Any) -> None:
+    rows, width, outputs = shape
+    weight = random_tensor(outputs, width, dtype=dtype, seed=1)
+    if kind is PackedMap and not has_onednn(weight):
+        pytest.skip(f"oneDNN has no product for {dtype} here")
+    x = random_tensor(rows, width, dtype=dtype, seed=2)
+    bias = random_tensor(outputs, dtype=dtype, seed=3) if has_bias else None
+
+    y = kind(weight).apply(x, bias)
+
+    expected, tolerance = by_hand(x, weight, bias)
+    assert y.dtype == dtype
+    assert ((y.double() - expected).abs() <= tolerance).all()
+
+
+@pytest.mark.parametrize("kind", [DenseMap, PackedMap])
+def test_any_number_of_dimensions(kind: Any) -> None:
+    weight = random_tensor(5, 8, dtype=torch.float32)
+    x = random_tensor(2, 3, 8, dtype=torch.float32)
+    y = kind(weight).apply(x, None)
+    assert y.shape == (2, 3, 5)
+    assert torch.allclose(y, x @ weight.T, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [DenseMap, PackedMap])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_packed_can_be_unpacked(kind: Any, dtype: Any) -> None:
+    weight = random_tensor(50, 70, dtype=dtype)
+    index = torch.tensor([[3, 49], [0, 3]])
+    assert torch.equal(kind(weight).dense(), weight)
+    assert torch.equal(kind(weight).rows(index), weight[index])
+
+
+def test_a_packed_matrix_does_not_share_memory() -> None:
+    weight = random_tensor(16, 16, dtype=torch.float32)
+    packed, before = PackedMap(weight), weight.clone()
+    weight.zero_()
+    assert torch.equal(packed.dense(), before)
+
+
+def test_other_types_are_left_to_torch() -> None:
+    assert not has_onednn(torch.zeros(2, 2, dtype=torch.float64))
+    assert not has_onednn(torch.zeros(2, 2, dtype=torch.float32, device="meta"))

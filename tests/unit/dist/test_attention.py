@@ -1,0 +1,75 @@
+"""Attention on a CPU against the formula in double precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="flexbench dist needs torch")
+
+from flexbench.dist import attention  # noqa: E402
+from flexbench.dist.attention import (  # noqa: E402
+    decode_values,
+    decode_weights,
+    prefill_attention,
+)
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def random_tensor(*shape: int, dtype: Any, seed: int) -> Any:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def rounding(dtype: Any) -> float:
+    """Scores up to 8 or so and weights are rounded to the type: some roundings of their size."""
+    return float(8 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_rows", [1, 2, 7, 12, 24, 25, 36, 64])
+@pytest.mark.parametrize(("num_positions", "length"), [(1, 1), (9, 9), (9, 64), (130, 192)])
+def test_one_new_position(dtype: Any, num_rows: int, num_positions: int, length: int) -> None:
+    width = 16
+    q = random_tensor(num_rows, width, dtype=dtype, seed=1)
+    k = random_tensor(length, num_rows, width, dtype=dtype, seed=2)
+    v = random_tensor(length, num_rows, width, dtype=dtype, seed=3)
+    v[num_positions:] = 0
+    is_real = torch.ones(num_rows, num_positions, dtype=torch.bool)
+    is_real[::2, : num_positions // 2] = False
+
+    for mask in (None, is_real):
+        weights = decode_weights(q, k, num_positions, mask)
+        values = decode_values(weights, v)
+
+        scores = torch.einsum("rd,lrd->rl", q.double(), k[:num_positions].double()) / width**0.5
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        expected = scores.softmax(-1)
+        assert weights.dtype == torch.float32
+        assert (weights[:, num_positions:] == 0).all()
+        assert torch.allclose(
+            weights[:, :num_positions].double(), expected, rtol=4 * rounding(dtype), atol=1e-6
+        )
+        result = torch.einsum("rl,lrd->rd", expected, v[:num_positions].double())
+        assert values.shape == (num_rows, width)
+        assert torch.allclose(values.double(), result, atol=4 * rounding(dtype))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("length", [1, 5, 8, 9, 23])
+def test_a_prompt_over_itself(monkeypatch: pytest.MonkeyPatch, dtype: Any, length: int) -> None:
+    """In blocks of 8, where it is done in blocks: the last one may be shorter."""
+    monkeypatch.setattr(attention, "_QUERY_BLOCK", 8)
+    qkv = random_tensor(2, length, 3, 4, 16, dtype=dtype, seed=4)
+    q, k, v = qkv.unbind(2)
+
+    found = prefill_attention(q, k, v, None)
+
+    scores = torch.einsum("bshd,blhd->bhsl", q.double(), k.double()) / 16**0.5
+    future = torch.ones(length, length, dtype=torch.bool).triu(1)
+    weights = scores.masked_fill(future, float("-inf")).softmax(-1)
+    expected = torch.einsum("bhsl,blhd->bshd", weights, v.double())
+    assert found.shape == q.shape
+    assert torch.allclose(found.double(), expected, atol=4 * rounding(dtype))
