@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
+from flexbench.dist.kernels import native
+
 _QUERY_BLOCK = 128
 
 
@@ -57,6 +59,20 @@ def _blockwise_attention(
         scores[:, :, start:].masked_fill_(is_future[: end - start, : end - start], float("-inf"))
         out[:, start:end] = torch.bmm(scores.softmax(dim=-1), v[:, :end])
     return out.view(size)
+
+
+def decode_attention(
+    q_RD: torch.Tensor,
+    k_LRD: torch.Tensor,
+    v_LRD: torch.Tensor,
+    num_positions: int,
+    is_real_RP: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention (R, D) of one new position over the first `num_positions`, its own included."""
+    if k_LRD.device.type == "cpu" and native.is_available(k_LRD.dtype):
+        seen = slice(num_positions)
+        return native.decode_attention(q_RD, k_LRD[seen], v_LRD[seen], is_real_RP)
+    return decode_values(decode_weights(q_RD, k_LRD, num_positions, is_real_RP), v_LRD)
 
 
 def decode_weights(

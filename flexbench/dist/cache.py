@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from flexbench.dist.attention import (
-    decode_values,
+    decode_attention,
     decode_weights,
     gather_positions,
     most_weight,
@@ -234,9 +234,10 @@ def _attend_segment(
     is_half_on_cpu = k.device.type == "cpu" and k.dtype == torch.float16
     if is_half_on_cpu:
         q_RD, k, v_RD = q_RD.float(), k.float(), v_RD.float()
-    weights = decode_weights(q_RD, k, past + 1, is_real_RL)
     if sparsity == 1:
-        return decode_values(weights, v.float() if is_half_on_cpu else v)
+        v = v.float() if is_half_on_cpu else v
+        return decode_attention(q_RD, k, v, past + 1, is_real_RL)
+    weights = decode_weights(q_RD, k, past + 1, is_real_RL)
     top, index = most_weight(weights[:, : past + 1], sparsity)
     chosen = gather_positions(v[:past], index.to(v.device)).to(v_RD.device, v_RD.dtype)
     return sparse_values(top, chosen, weights[:, past], v_RD)

@@ -10,10 +10,12 @@ torch = pytest.importorskip("torch", reason="flexbench dist needs torch")
 
 from flexbench.dist import attention  # noqa: E402
 from flexbench.dist.attention import (  # noqa: E402
+    decode_attention,
     decode_values,
     decode_weights,
     prefill_attention,
 )
+from flexbench.dist.kernels import native  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -30,8 +32,10 @@ def rounding(dtype: Any) -> float:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("num_rows", [1, 2, 7, 12, 24, 25, 36, 64])
 @pytest.mark.parametrize(("num_positions", "length"), [(1, 1), (9, 9), (9, 64), (130, 192)])
-def test_one_new_position(dtype: Any, num_rows: int, num_positions: int, length: int) -> None:
-    width = 16
+@pytest.mark.parametrize("width", [16, 20, 64, 80, 128])
+def test_one_new_position(
+    dtype: Any, num_rows: int, num_positions: int, length: int, width: int
+) -> None:
     q = random_tensor(num_rows, width, dtype=dtype, seed=1)
     k = random_tensor(length, num_rows, width, dtype=dtype, seed=2)
     v = random_tensor(length, num_rows, width, dtype=dtype, seed=3)
@@ -55,6 +59,13 @@ def test_one_new_position(dtype: Any, num_rows: int, num_positions: int, length:
         result = torch.einsum("rl,lrd->rd", expected, v[:num_positions].double())
         assert values.shape == (num_rows, width)
         assert torch.allclose(values.double(), result, atol=4 * rounding(dtype))
+        both = decode_attention(q, k, v, num_positions, mask)
+        assert both.dtype == dtype
+        if native.is_available(dtype):  # sums are float32: only q, k, v and the result are not
+            bound = torch.finfo(dtype).eps * (1 + result.abs())
+            assert ((both.double() - result).abs() <= bound + 2e-6).all()
+        else:
+            assert torch.equal(both, values)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -73,3 +84,21 @@ def test_a_prompt_over_itself(monkeypatch: pytest.MonkeyPatch, dtype: Any, lengt
     expected = torch.einsum("bhsl,blhd->bshd", weights, v.double())
     assert found.shape == q.shape
     assert torch.allclose(found.double(), expected, atol=4 * rounding(dtype))
+
+
+def test_large_scores() -> None:
+    """One position outweighs all others by far; exp of the rest must be 0, not infinite."""
+    q = torch.full((2, 64), 10.0)
+    k = torch.zeros(3, 2, 64)
+    k[0], k[1], k[2] = 100.0, -100.0, 99.0
+    v = torch.arange(6.0).view(3, 2, 1).expand(3, 2, 64).contiguous()
+    for dtype in DTYPES:
+        found = decode_attention(q.to(dtype), k.to(dtype), v.to(dtype), 3, None)
+        assert torch.allclose(found.float(), v[0].float())
+
+
+def test_what_is_not_a_number_stays_so() -> None:
+    q, v = torch.ones(1, 64), torch.ones(2, 1, 64)
+    k = torch.ones(2, 1, 64)
+    k[1] = float("nan")
+    assert decode_attention(q, k, v, 2, None).isnan().all()
