@@ -92,6 +92,30 @@ BUBBLE_FRACTION = Metric(
     higher_is_better=False,
 )
 
+PREFILL_ROOFLINE = Metric(
+    name="prefill_roofline",
+    label="Prefill of roofline",
+    unit="1",
+    formula="sum over stages of floor of the prefill / sum of its prefill_compute_s",
+    higher_is_better=True,
+)
+
+DECODE_ROOFLINE = Metric(
+    name="decode_roofline",
+    label="Decode of roofline",
+    unit="1",
+    formula="sum over stages of floor of decoding / sum of its decode_compute_s",
+    higher_is_better=True,
+)
+
+WEIGHT_LOAD_ROOFLINE = Metric(
+    name="weight_load_roofline",
+    label="Weight load of roofline",
+    unit="1",
+    formula="sum over stages of floor of loading weights / sum of its weight_load_s",
+    higher_is_better=True,
+)
+
 FORWARD_RPS = Metric(
     name="forward_rps",
     label="Forward",
@@ -262,6 +286,9 @@ METRICS = (
     TOTAL_LATENCY,
     TOTAL_THROUGHPUT,
     BUBBLE_FRACTION,
+    PREFILL_ROOFLINE,
+    DECODE_ROOFLINE,
+    WEIGHT_LOAD_ROOFLINE,
     FORWARD_RPS,
     INFERENCE_RPS,
     NETWORK_RPS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -18,6 +18,8 @@ from flexbench.dist.measurement import Measurement, Projection, StageReport
 from flexbench.dist.pipeline import DistOptLM
 from flexbench.dist.plan import DistPlan
 from flexbench.dist.record import RunKeeper
+from flexbench.dist.roofline.comparison import compare
+from flexbench.dist.roofline.together import CeilingsOfRun
 from flexbench.dist.schedule import Workload
 from flexbench.dist.stage import fingerprint, load_stage, meet, open_stage
 from flexbench.dist.task import IntArray
@@ -103,23 +105,27 @@ def _run(
     keeper: RunKeeper,
     progress: Progress,
 ) -> Outcome | None:
+    ceilings = CeilingsOfRun(plan, launch, watch, env, progress)
+    ceilings.measure("before")
     model = load_stage(plan, launch, env, progress)
     environment.reset_peak_resident_bytes()  # checkpoints are mapped while they are read
     try:
         output_ids = _warm_up_and_run(plan, launch, watch, model, progress)
-        watch.publish("report", asdict(_report(plan, launch, env, model)))
-        if launch.rank != 0:
-            return None
-        reports = watch.collect("report", LONGEST_RUN_S)
-        stages = [StageReport.from_json(reports[rank]) for rank in sorted(reports)]
-        measurement = _measurement(plan, stages, model, output_ids)
-        return Outcome(
-            measurement=measurement,
-            output_ids=output_ids,
-            keep=lambda: keeper.keep(measurement),
-        )
+        report = _report(plan, launch, env, model)
     finally:
         model.close()
+    ceilings.measure("after")
+    watch.publish("report", asdict(replace(report, ceilings=ceilings.best)))
+    if launch.rank != 0:
+        return None
+    reports = watch.collect("report", LONGEST_RUN_S)
+    stages = [StageReport.from_json(reports[rank]) for rank in sorted(reports)]
+    measurement = _measurement(plan, stages, model, output_ids)
+    return Outcome(
+        measurement=measurement,
+        output_ids=output_ids,
+        keep=lambda: keeper.keep(measurement),
+    )
 
 
 def _warm_up_and_run(
@@ -169,6 +175,8 @@ def _report(plan: DistPlan, launch: Launch, env: ExecutionEnv, model: DistOptLM)
         layers=(layers.start, layers.stop),
         wall_s=times.wall_s,
         compute_s=times.compute_s,
+        prefill_compute_s=times.prefill_compute_s,
+        decode_compute_s=times.decode_compute_s,
         weight_load_s=times.busy_s["weight"],
         cache_load_s=times.busy_s["cache_load"],
         cache_store_s=times.busy_s["cache_store"],
@@ -183,6 +191,7 @@ def _report(plan: DistPlan, launch: Launch, env: ExecutionEnv, model: DistOptLM)
         decode_layer_s=times.layer_seconds(is_prefill=False),
         token_ends_s=tuple(times.token_ends),
         timeline=times.timeline.spans(times.started_at, times.started_at + times.wall_s),
+        disk_access=env.disk.access if plan.stages[launch.rank].total.disk else None,
     )
 
 
@@ -211,6 +220,7 @@ def _measurement(
         ),
         stages=stages,
         projection=projection,
+        roofline=compare(plan, stages),
     )
 
 

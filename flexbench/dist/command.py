@@ -3,31 +3,46 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from flexbench.core.checks import check_count
 from flexbench.core.environment import may_have_gpu
-from flexbench.core.errors import MissingDependencyError
+from flexbench.core.errors import ConfigError, MissingDependencyError
 from flexbench.core.options import SwitchCommand
 from flexbench.dist import config as defaults
 from flexbench.dist import options
 from flexbench.dist.config import DistConfig, config_from
 from flexbench.dist.partition import Balance
+from flexbench.dist.policy_search.request import PolicyRequest
 from flexbench.ranks.launch import MAX_PORT, Launch, detect_launch
 from flexbench.ranks.rank import first_rank_speaks, open_console
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from rich.console import Console
+
     from flexbench.dist.benchmark import Outcome
     from flexbench.dist.plan import DistPlan
+    from flexbench.dist.roofline.lines import StageRoofline
 
 
 app = typer.Typer(add_completion=False)
 
 
-@app.command(cls=SwitchCommand)
+class DistCommand(SwitchCommand):
+    """Its options, and what is to be done: `plan` is no share of --percent."""
+
+    def is_further_value(self, argument: str) -> bool:
+        """Anything else after --percent is one of its numbers, or meant to be."""
+        return argument != options.PLAN
+
+
+@app.command(cls=DistCommand)
 def dist(
+    action: options.Action = None,
     model: options.Model = defaults.DEFAULT_MODEL,
     path: options.WeightsPath = None,
     offload_dir: options.OffloadDir = None,
@@ -36,13 +51,17 @@ def dist(
     gen_len: options.GenLen = 32,
     cut_gen_len: options.CutGenLen = None,
     debug_mode: options.DebugMode = None,
-    gpu_batch_size: options.GpuBatchSize = 4,
-    num_gpu_batches: options.NumGpuBatches = 1,
+    gpu_batch_size: options.GpuBatchSize = None,
+    num_gpu_batches: options.NumGpuBatches = None,
     do_sample: options.DoSample = False,
     temperature: options.Temperature = 1.0,
     stop: options.Stop = None,
     seed: options.Seed = 0,
+    policy: options.PolicyChoice = options.GIVEN,
     percent: options.PercentShares = None,
+    max_batch: options.MaxBatch = None,
+    gpu_memory: options.GpuMemory = None,
+    cpu_memory: options.CpuMemory = None,
     sep_layer: options.SepLayer = True,
     pin_weight: options.PinWeight = True,
     cpu_cache_compute: options.CpuCacheCompute = False,
@@ -67,6 +86,7 @@ def dist(
     no_log: options.NoLog = False,
     verbose: options.Verbose = 1,
     quiet: options.Quiet = False,
+    roofline: options.Roofline = False,
     dry_run: options.DryRun = False,
 ) -> None:
     """Measure OPT inference with offloading, as a pipeline of processes.
@@ -83,12 +103,71 @@ def dist(
     with first_rank_speaks(launch):
         if port is not None:
             check_count("--port", port, minimum=1, maximum=MAX_PORT)
+        if roofline and dry_run:
+            raise ConfigError("--roofline", "measures a run, and there is none with --dry-run")
         config = config_from(arguments)
+        request = _request(arguments)
         plan = _plan(config, launch)
-    if dry_run:
+    if request is not None:
+        plan = _search(plan, request, launch, head_ip, port, quiet=quiet)
+    if dry_run or action is not None:
         _show_plan(plan, launch)
         return
     _run(plan, launch, head_ip, port, quiet=quiet)
+
+
+def _request(arguments: Mapping[str, Any]) -> PolicyRequest | None:
+    """What the search for a policy may choose; None: everything is given."""
+    action, policy = arguments["action"], arguments["policy"]
+    if action not in (None, options.PLAN):
+        raise ConfigError("flexbench dist", f"unknown action {action!r}; accepted: {options.PLAN}")
+    if policy not in options.POLICIES:
+        accepted = ", ".join(options.POLICIES)
+        raise ConfigError("--policy", f"unknown value {policy!r}; accepted: {accepted}")
+    bounds = {
+        name: arguments[name]
+        for name in ("max_batch", "gpu_memory", "cpu_memory")
+        if arguments[name] is not None
+    }
+    if action is None and policy != options.AUTO:
+        for name in bounds:
+            raise ConfigError(f"--{name.replace('_', '-')}", "only --policy auto has use for it")
+        return None
+    return PolicyRequest(
+        is_batch_fixed=arguments["gpu_batch_size"] is not None,
+        is_num_batches_fixed=arguments["num_gpu_batches"] is not None,
+        is_percent_fixed=bool(arguments["percent"]),
+        **bounds,
+    )
+
+
+def _search(
+    plan: DistPlan,
+    request: PolicyRequest,
+    launch: Launch,
+    head_ip: str | None,
+    port: int | None,
+    *,
+    quiet: bool,
+) -> DistPlan:
+    try:
+        from flexbench.dist.policy_search.together import search_policy
+    except ImportError as error:
+        raise _missing(error) from error
+    from flexbench.core.progress import show_progress
+
+    is_silent = quiet or launch.rank > 0
+    with (
+        first_rank_speaks(launch),
+        show_progress(open_console(launch, stderr=True), quiet=is_silent) as progress,
+    ):
+        return search_policy(plan, request, launch, head_ip=head_ip, port=port, progress=progress)
+
+
+def _missing(error: ImportError) -> MissingDependencyError:
+    return MissingDependencyError(
+        f"flexbench dist needs {error.name}, which is not installed: pip install 'flexbench[dist]'"
+    )
 
 
 def _plan(config: DistConfig, launch: Launch) -> DistPlan:
@@ -98,10 +177,7 @@ def _plan(config: DistConfig, launch: Launch) -> DistPlan:
         import flexbench.dist.benchmark  # noqa: F401 - for what it imports in turn
         from flexbench.dist.plan import make_plan
     except ImportError as error:
-        raise MissingDependencyError(
-            f"flexbench dist needs {error.name}, which is not installed: "
-            "pip install 'flexbench[dist]'"
-        ) from error
+        raise _missing(error) from error
     has_gpu = may_have_gpu() and torch.cuda.is_available()
     return make_plan(config, num_stages=launch.world_size, has_gpu=has_gpu)
 
@@ -109,7 +185,13 @@ def _plan(config: DistConfig, launch: Launch) -> DistPlan:
 def _show_plan(plan: DistPlan, launch: Launch) -> None:
     from flexbench.dist.tables import placement_table, plan_facts
 
-    open_console(launch).print(plan_facts(plan), placement_table(plan))
+    console = open_console(launch)
+    console.print(plan_facts(plan))
+    if plan.search is not None:
+        from flexbench.dist.policy_search.tables import search_facts
+
+        console.print(search_facts(plan, plan.search))
+    console.print(placement_table(plan))
 
 
 def _run(
@@ -146,12 +228,25 @@ def _run(
         )
 
 
+def _show_roofline(console: Console, stages: Sequence[StageRoofline]) -> None:
+    from flexbench.dist.roofline.table import ceilings_text, roofline_table
+
+    console.print(roofline_table(stages))
+    console.print(ceilings_text(stages), highlight=False)
+
+
 def _show_outcome(plan: DistPlan, launch: Launch, outcome: Outcome, verbose: int) -> None:
     from flexbench.dist import tables
 
     console = open_console(launch)
     measurement = outcome.measurement
     console.print(tables.results_table(plan, measurement))
+    if plan.search is not None:
+        from flexbench.dist.policy_search.tables import comparison_table
+
+        console.print(comparison_table(plan.search, measurement))
+    if measurement.roofline:
+        _show_roofline(console, measurement.roofline)
     if verbose >= 1:
         console.print(tables.stages_table(measurement))
         console.print(tables.verdict(plan, measurement), highlight=False)

@@ -103,6 +103,8 @@ class DistConfig:
     log_file: str = AUTO_LOG
     no_log: bool = False
     verbose: int = 1
+    roofline: bool = False
+    """Measure what the machine can do at best, and set it beside the run."""
 
     def __post_init__(self) -> None:
         """Check every value on its own, then what has to fit together."""
@@ -132,6 +134,7 @@ class DistConfig:
         if self.temperature != 1.0 and not self.do_sample:
             raise ConfigError("--temperature", "changes nothing without --do-sample")
         self._check_projection()
+        self._check_roofline()
         self.policy()  # which has checks of its own
 
     def _check_projection(self) -> None:
@@ -144,6 +147,13 @@ class DistConfig:
                 )
             if self.debug_mode is not None:
                 raise ConfigError("--debug-mode", "cannot be combined with --cut-gen-len")
+
+    def _check_roofline(self) -> None:
+        """What is computed is counted before, all layers and all tokens."""
+        if self.roofline and self.debug_mode is not None:
+            raise ConfigError("--roofline", "cannot count the layers that --debug-mode leaves out")
+        if self.roofline and self.stop is not None:
+            raise ConfigError("--roofline", "cannot count the tokens that --stop leaves out")
 
     def policy(self) -> Policy:
         """The policy that the options describe."""

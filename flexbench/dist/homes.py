@@ -7,7 +7,6 @@ which lie one after the other in memory or in a file.
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
@@ -17,9 +16,7 @@ from typing import Protocol
 import torch
 
 from flexbench.core.errors import ConfigError, RunError
-
-# What file systems and disks work with; parts begin at multiples of it.
-_BLOCK_BYTES = 4096
+from flexbench.dist.offload_file import BLOCK_BYTES, Access, Bytes, OffloadFile
 
 
 class Part(Protocol):
@@ -108,10 +105,15 @@ class DiskPart:
     """Rows in a file, from the byte `offset` on. The file belongs to its TorchDisk."""
 
     def __init__(
-        self, disk: TorchDisk, offset: int, shape: Sequence[int], dtype: torch.dtype
+        self,
+        disk: TorchDisk,
+        file: OffloadFile,
+        offset: int,
+        shape: Sequence[int],
+        dtype: torch.dtype,
     ) -> None:
-        # Not its file's number: once that is closed, another file may get it.
         self._disk = disk
+        self._file = file
         self._is_open = True
         self._offset = offset
         self._shape = tuple(shape)
@@ -126,26 +128,22 @@ class DiskPart:
     def write(self, start: int, rows: torch.Tensor) -> None:
         """Write `rows` to the file. Raises RunError when the disk refuses."""
         data = _bytes_of(rows.to("cpu", self._dtype).contiguous())
-        offset = self._offset + start * self._row_bytes
         try:
-            while data:
-                written = os.pwrite(self._disk.file, data, offset)
-                data, offset = data[written:], offset + written
+            self._file.write(self._offset + start * self._row_bytes, data)
         except OSError as error:
             raise RunError(f"cannot write to the offload folder: {error.strerror}") from error
 
     def read(self, start: int, out: torch.Tensor) -> None:
-        """Read rows from the file. Raises RunError when the disk refuses."""
-        # A GPU gets them through host memory.
-        target = out if out.device.type == "cpu" else torch.empty_like(out, device="cpu")
-        data = _bytes_of(target)
-        offset = self._offset + start * self._row_bytes
+        """Read rows from the file. Raises RunError when the disk refuses.
+
+        What lies at a multiple of BLOCK_BYTES in memory, as `aligned_empty` gives it, is read
+        without a copy.
+        """
+        # A GPU gets them through host memory, which torch keeps page-locked for the next time.
+        is_on_cpu = out.device.type == "cpu"
+        target = out if is_on_cpu else torch.empty_like(out, device="cpu", pin_memory=True)
         try:
-            while data:
-                count = os.preadv(self._disk.file, [data], offset)
-                if count == 0:
-                    raise OSError(None, "the file has become shorter")
-                data, offset = data[count:], offset + count
+            self._file.read(self._offset + start * self._row_bytes, _bytes_of(target))
         except OSError as error:
             raise RunError(f"cannot read from the offload folder: {error.strerror}") from error
         if target is not out:
@@ -158,10 +156,20 @@ class DiskPart:
             self._disk.give_back(self._shape[0] * self._row_bytes)
 
 
-def _bytes_of(tensor: torch.Tensor) -> memoryview:
+def _bytes_of(tensor: torch.Tensor) -> Bytes:
     """The memory of a contiguous CPU tensor."""
     assert tensor.is_contiguous(), "a copy would be filled, not the tensor"
-    return memoryview(tensor.flatten().view(torch.uint8).numpy())
+    data: Bytes = tensor.flatten().view(torch.uint8).numpy()
+    return data
+
+
+def aligned_empty(num_bytes: int, device: torch.device) -> torch.Tensor:
+    """Memory with anything in it, uint8, at a multiple of BLOCK_BYTES: files are read into it."""
+    if device.type != "cpu":
+        return torch.empty(num_bytes, dtype=torch.uint8, device=device)
+    memory = torch.empty(num_bytes + BLOCK_BYTES, dtype=torch.uint8)
+    start = -memory.data_ptr() % BLOCK_BYTES
+    return memory[start : start + num_bytes]
 
 
 class TorchDevice:
@@ -189,7 +197,8 @@ class TorchDisk:
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder).expanduser()
         self.ledger = Ledger()
-        self._file = -1
+        self._file: OffloadFile | None = None
+        self._access: Access | None = None
         self._end = self._num_bytes = 0
 
     def branch(self) -> TorchDisk:
@@ -200,7 +209,23 @@ class TorchDisk:
 
     def check(self) -> None:
         """Find out whether a file can be made. Raises ConfigError naming --offload-dir."""
-        os.close(self._new_file())
+        self._new_file().close()
+
+    @property
+    def access(self) -> Access:
+        """How files in the folder are read: 'direct', past the system's cache; else 'page cache'.
+
+        'memory' is a folder without a disk. Found out with a file of its own, once; raises as
+        `allocate` does.
+        """
+        if self._access is None:
+            file = self._new_file()
+            try:
+                self._reserve(file, 0, BLOCK_BYTES)
+                self._access = file.access
+            finally:
+                file.close()
+        return self._access
 
     def allocate(
         self,
@@ -210,37 +235,34 @@ class TorchDisk:
         pin: bool = False,  # noqa: ARG002
     ) -> DiskPart:
         """Rows of zeros. The disk reserves the space now; raises RunError if it cannot."""
-        if self._file < 0:
+        if self._file is None:
             self._file = self._new_file()
-        offset = -(-self._end // _BLOCK_BYTES) * _BLOCK_BYTES
+        offset = -(-self._end // BLOCK_BYTES) * BLOCK_BYTES
         num_bytes = prod(shape) * dtype.itemsize
+        self._reserve(self._file, offset, num_bytes)
+        self._end = offset + num_bytes
+        self._num_bytes += num_bytes
+        self.ledger.take(num_bytes)
+        return DiskPart(self, self._file, offset, shape, dtype)
+
+    def _reserve(self, file: OffloadFile, offset: int, num_bytes: int) -> None:
         try:
-            os.posix_fallocate(self._file, offset, max(num_bytes, 1))
+            file.reserve(offset, num_bytes)
         except OSError as error:
             raise RunError(
                 f"--offload-dir: {self.folder} has no room for {num_bytes} bytes: {error.strerror}"
             ) from error
-        self._end = offset + num_bytes
-        self._num_bytes += num_bytes
-        self.ledger.take(num_bytes)
-        return DiskPart(self, offset, shape, dtype)
-
-    @property
-    def file(self) -> int:
-        """The number of the open file; -1 when there is none."""
-        return self._file
 
     def give_back(self, num_bytes: int) -> None:
         """Note that so much is not needed any more. After `close` nothing is left to be noted."""
-        if self._file >= 0:
+        if self._file is not None:
             self._num_bytes -= num_bytes
             self.ledger.take(-num_bytes)
 
-    def _new_file(self) -> int:
+    def _new_file(self) -> OffloadFile:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.folder, buffering=0) as file:
-                return os.dup(file.fileno())
+            return OffloadFile(self.folder)
         except OSError as error:
             raise ConfigError(
                 "--offload-dir", f"cannot write to {self.folder}: {error.strerror or error}"
@@ -248,10 +270,10 @@ class TorchDisk:
 
     def close(self) -> None:
         """Let go of the file, and so of its space. Its parts cannot be used any more."""
-        if self._file >= 0:
+        if self._file is not None:
             self.ledger.take(-self._num_bytes)
-            file, self._file, self._end, self._num_bytes = self._file, -1, 0, 0
-            os.close(file)
+            file, self._file, self._end, self._num_bytes = self._file, None, 0, 0
+            file.close()
 
     def __del__(self) -> None:
         self.close()

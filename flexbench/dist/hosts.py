@@ -32,10 +32,13 @@ def look_around(watch: PeerWatch, launch: Launch) -> HostShare:
     here = sorted(int(rank) for rank, place in everyone.items() if place["host"] == own["host"])
     # A launcher may have bound each rank to CPUs of its own, or left them all together.
     sharing = sum(everyone[str(rank)]["cpus"] == own["cpus"] for rank in here)
-    return HostShare(tuple(here), _num_threads(len(own["cpus"]) // sharing))
+    return HostShare(tuple(here), num_threads(len(own["cpus"]) // sharing))
 
 
-def _num_threads(share: int) -> int:
-    """Torch would take a single one when it sees certain launchers' variables."""
+def num_threads(share: int) -> int:
+    """With how many a rank computes whose share of the CPUs is `share`.
+
+    Torch would take a single one when it sees certain launchers' variables.
+    """
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) > 0 else max(1, share)

@@ -9,6 +9,8 @@ from typing import Any
 from flexbench.core import metrics
 from flexbench.core.results import ResultRow
 from flexbench.core.timeline import COLUMNS
+from flexbench.dist.roofline.ceilings import Ceilings
+from flexbench.dist.roofline.lines import StageRoofline, roofline_figures
 from flexbench.dist.schedule import Workload, idle_fraction
 from flexbench.dist.timeline import Span
 
@@ -25,6 +27,9 @@ class StageReport:
     wall_s: float
     """From the common start to the end of the stage's own work."""
     compute_s: float
+    prefill_compute_s: float
+    """The prefill's part of it; decoding has the rest."""
+    decode_compute_s: float
     weight_load_s: float
     """What loading weights took, beside the computing if it overlaps; the next three likewise."""
     cache_load_s: float
@@ -49,6 +54,10 @@ class StageReport:
     """When each token was there for all prompts, as this stage saw it."""
     timeline: tuple[Span, ...] = ()
     """What it did when, of a very long run the beginning."""
+    ceilings: Ceilings | None = None
+    """What its machine can do, if that was asked for."""
+    disk_access: str | None = None
+    """How the offload folder was read: direct, page cache or memory. None: nothing was there."""
 
     @property
     def busy_s(self) -> float:
@@ -73,6 +82,8 @@ class StageReport:
         for name in ("prefill_layer_s", "decode_layer_s"):
             fields[name] = {int(layer): time for layer, time in fields[name].items()}
         fields["timeline"] = tuple((what, start, end) for what, start, end in fields["timeline"])
+        if fields["ceilings"] is not None:
+            fields["ceilings"] = Ceilings(**fields["ceilings"])
         return cls(**fields)
 
 
@@ -100,6 +111,8 @@ class Measurement:
     workload: Workload
     stages: Sequence[StageReport]
     projection: Projection | None
+    roofline: Sequence[StageRoofline] = ()
+    """Of each stage, if it was asked for."""
 
     @property
     def run_s(self) -> float:
@@ -155,6 +168,7 @@ class Measurement:
             "bubble_theory": self.bubble_theory,
             "bubble_of_schedule": self.bubble_of_schedule,
             "bottleneck_stage": self.bottleneck.rank,
+            **roofline_figures(self.roofline),
         }
 
     @property
@@ -204,12 +218,17 @@ class Measurement:
 
     def observations(self) -> dict[str, Any]:
         """What the figures follow from, for the record."""
-        return {
-            "stages": [
-                asdict(stage) | {"timeline": {"columns": COLUMNS, "rows": stage.timeline}}
-                for stage in self.stages
-            ]
-        }
+        observed: dict[str, Any] = {"stages": [_observed(stage) for stage in self.stages]}
+        if self.roofline:
+            observed["roofline"] = {"stages": [stage.to_json() for stage in self.roofline]}
+        return observed
+
+
+def _observed(stage: StageReport) -> dict[str, Any]:
+    """A report as the record has it; the ceilings stand beside the roofline."""
+    values = asdict(stage) | {"timeline": {"columns": COLUMNS, "rows": stage.timeline}}
+    del values["ceilings"]
+    return values
 
 
 def _weighted(times: dict[int, float], weights: dict[int, float]) -> float:

@@ -21,6 +21,9 @@ _POLICY = "Policy"
 _PIPELINE = "Pipeline"
 _RESULTS = "Results"
 
+AUTO, GIVEN = "auto", "given"
+POLICIES = (GIVEN, AUTO)
+
 Model = Annotated[
     str,
     typer.Option(
@@ -87,12 +90,18 @@ DebugMode = Annotated[
     ),
 ]
 
-GpuBatchSize = Annotated[int, typer.Option(help="Prompts computed at once.", rich_help_panel=_LOAD)]
+GpuBatchSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="INTEGER", help="Prompts computed at once. Default: 4.", rich_help_panel=_LOAD
+    ),
+]
 
 NumGpuBatches = Annotated[
-    int,
+    int | None,
     typer.Option(
-        help="Batches that pass through a layer while its weights are loaded.",
+        metavar="INTEGER",
+        help="Batches that pass through a layer while its weights are loaded. Default: 1.",
         rich_help_panel=_LOAD,
     ),
 ]
@@ -119,6 +128,58 @@ Stop = Annotated[
 Seed = Annotated[
     int,
     typer.Option(help="Of the prompts, dummy weights and sampling.", rich_help_panel=_LOAD),
+]
+
+PLAN = "plan"
+
+Action = Annotated[
+    str | None,
+    typer.Argument(
+        metavar=f"[{PLAN}]",
+        autocompletion=lambda: [PLAN],
+        help="Only show the policy that --policy auto would choose, and what to expect of it.",
+        show_default=False,
+    ),
+]
+
+PolicyChoice = Annotated[
+    str,
+    typer.Option(
+        "--policy",
+        metavar="|".join(POLICIES),
+        autocompletion=lambda: list(POLICIES),
+        help="auto: measure some layers, and choose what of --percent, --gpu-batch-size and "
+        "--num-gpu-batches is not given for the highest throughput. given: by the options.",
+        rich_help_panel=_POLICY,
+    ),
+]
+
+MaxBatch = Annotated[
+    int | None,
+    typer.Option(
+        metavar="INTEGER",
+        help="With --policy auto: prompts of a run at most. Default: 256.",
+        rich_help_panel=_POLICY,
+    ),
+]
+
+GpuMemory = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GIB",
+        help="With --policy auto: plan with so much of each GPU. Default: 0.9 of what is free.",
+        rich_help_panel=_POLICY,
+    ),
+]
+
+CpuMemory = Annotated[
+    float | None,
+    typer.Option(
+        metavar="GIB",
+        help="With --policy auto: plan with so much of this host's memory. Default: 0.9 of what "
+        "is free. Without CUDA, 'gpu' and 'cpu' share it.",
+        rich_help_panel=_POLICY,
+    ),
 ]
 
 PercentShares = Annotated[
@@ -329,6 +390,16 @@ Verbose = Annotated[
 
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="Show nothing but errors.", rich_help_panel=_RESULTS)
+]
+
+Roofline = Annotated[
+    bool,
+    typer.Option(
+        "--roofline",
+        help="Measure memory, matrix products, copies and disk for some seconds before and after "
+        "the run, and show how close it came to them.",
+        rich_help_panel=_RESULTS,
+    ),
 ]
 
 DryRun = Annotated[

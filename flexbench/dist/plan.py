@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +19,9 @@ from flexbench.dist.policy import Policy
 from flexbench.dist.transfers import MAX_PENDING_STORES
 from flexbench.dist.weight_files import find_model
 from flexbench.dist.weights import layout_of
+
+if TYPE_CHECKING:
+    from flexbench.dist.policy_search.search import PolicySearch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,8 @@ class DistPlan:
     num_inner_iterations: int
     has_gpu: bool
     stages: tuple[StagePlan, ...]
+    search: PolicySearch | None = None
+    """How the policy was chosen, if it was; only on rank 0."""
 
     @property
     def num_stages(self) -> int:
@@ -129,6 +135,14 @@ def make_plan(config: DistConfig, *, num_stages: int, has_gpu: bool) -> DistPlan
         num_inner_iterations=iterations,
         has_gpu=has_gpu,
         stages=tuple(_plan_stage(config, model, policy, stage, iterations) for stage in stages),
+    )
+
+
+def plan_stages(plan: DistPlan) -> tuple[StagePlan, ...]:
+    """What the stages of `plan` take under its policy: anew, for one whose policy was replaced."""
+    return tuple(
+        _plan_stage(plan.config, plan.model, plan.policy, stage.stage, plan.num_inner_iterations)
+        for stage in plan.stages
     )
 
 

@@ -138,6 +138,7 @@ def _describe(plan: DistPlan, launch: Launch) -> dict[str, Any]:
         "backend": plan.backend,
         "launcher": launch.launcher,
         **environment.describe_run(PACKAGES),
+        **({} if plan.search is None else {"policy_search": plan.search.as_json()}),
     }
 
 

@@ -41,6 +41,9 @@ _HEADINGS = {
     "prefill_throughput": "prefill\ntok/s",
     "decode_throughput": "decode\ntok/s",
     "bubble_fraction": "bubble",
+    "prefill_roofline": "prefill of\nroofline",
+    "decode_roofline": "decode of\nroofline",
+    "weight_load_roofline": "weight load\nof roofline",
     "requests_per_s": "req/s",
     "in_flight": "in\nflight",
     "ttft": "TTFT s",
@@ -68,7 +71,13 @@ _DEFAULT = FiguresOfSystem(shown=MAIN_FIGURES, others=())
 _OF_SYSTEMS = {
     "dist": FiguresOfSystem(
         shown=(*MAIN_FIGURES, "prefill_throughput", "decode_throughput", "bubble_fraction"),
-        others=("prefill_latency", "decode_latency"),
+        others=(
+            "prefill_latency",
+            "decode_latency",
+            "prefill_roofline",
+            "decode_roofline",
+            "weight_load_roofline",
+        ),
     ),
     "serving": FiguresOfSystem(
         shown=(

@@ -637,6 +637,7 @@ def test_only_rank_0_shows_the_plan(tiny):
 def test_what_is_printed_is_what_is_placed(options, tiny, tmp_path, monkeypatch):
     """The shares in the table, and the record's bytes, against every allocation that is made."""
     from flexbench.dist.homes import TorchMixedDevice
+    from flexbench.dist.weights import LayerWeights
 
     placed: dict[str, list[int]] = {}
     allocate = TorchMixedDevice.allocate
@@ -648,6 +649,13 @@ def test_what_is_printed_is_what_is_placed(options, tiny, tmp_path, monkeypatch)
             sizes[index] += math.prod(shape) * dtype.itemsize
         return allocate(self, shapes, dtype, pin=pin)
 
+    def keep_watched(self: Any, form: Any, weight: Any) -> None:
+        before = self._gpu.ledger.allocated_bytes
+        keep(self, form, weight)
+        placed["weights"][0] += self._gpu.ledger.allocated_bytes - before
+
+    keep = LayerWeights._keep
+    monkeypatch.setattr(LayerWeights, "_keep", keep_watched)
     monkeypatch.setattr(TorchMixedDevice, "allocate", watched)
     monkeypatch.setenv("COLUMNS", "120")  # lines in full
     # Two tokens are what the warm-up has, too: cache and activations are allocated twice, alike.

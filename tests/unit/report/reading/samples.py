@@ -10,6 +10,8 @@ from typing import Any
 from flexbench.core.results import RECORD_SCHEMA_VERSION, ResultRow, ResultsFile
 from flexbench.dist.measurement import Measurement as DistMeasurement
 from flexbench.dist.measurement import Projection, StageReport
+from flexbench.dist.roofline.ceilings import Ceilings
+from flexbench.dist.roofline.lines import Line, StageRoofline
 from flexbench.dist.schedule import Workload
 from flexbench.models.shapes import opt_shape
 from flexbench.petals.client import RequestLatency, RequestTrace
@@ -95,7 +97,42 @@ def petals_record(*, wall_s: float = 4.0, **changes: Any) -> dict[str, Any]:
 # --- dist ---
 
 
-def dist_measurement(*, is_projected: bool = False, prefill_s: float = 1.0) -> DistMeasurement:
+def dist_roofline() -> list[StageRoofline]:
+    """The first of two stages had its prefill at 0.4 / 0.5, the second at 0.3 / 0.5."""
+    ceilings = Ceilings(
+        num_threads=1,
+        device="cpu",
+        dtype="float32",
+        memory_bytes_per_s=2e10,
+        host_memory_bytes_per_s=2e10,
+        matmul_flops_per_s=1e11,
+        host_to_device_bytes_per_s=1e10,
+        device_to_host_bytes_per_s=1e10,
+    )
+    return [
+        StageRoofline(
+            rank=rank,
+            ceilings=ceilings,
+            disk_access=None,
+            lines=[
+                Line(
+                    what="prefill",
+                    flops=4 * 10**10,
+                    num_bytes=10**9,
+                    parts={"weights": 10**9, "cache": 0, "activations": 0},
+                    floor_s=0.4 - rank / 10,
+                    measured_s=0.5,
+                    bound_by="compute",
+                )
+            ],
+        )
+        for rank in range(2)
+    ]
+
+
+def dist_measurement(
+    *, is_projected: bool = False, prefill_s: float = 1.0, with_roofline: bool = False
+) -> DistMeasurement:
     """Two stages, 8 prompts of 64 and 4 new tokens: 1 s of prefill, 3 more of decoding."""
     stages = [
         StageReport(
@@ -104,6 +141,8 @@ def dist_measurement(*, is_projected: bool = False, prefill_s: float = 1.0) -> D
             layers=(6 * rank, 6 * rank + 6),
             wall_s=prefill_s + 3,
             compute_s=2.0,
+            prefill_compute_s=0.5,
+            decode_compute_s=1.5,
             weight_load_s=0.0,
             cache_load_s=0.0,
             cache_store_s=0.0,
@@ -134,12 +173,15 @@ def dist_measurement(*, is_projected: bool = False, prefill_s: float = 1.0) -> D
         ),
         stages=stages,
         projection=projection,
+        roofline=dist_roofline() if with_roofline else (),
     )
 
 
-def dist_record(*, is_projected: bool = False, **changes: Any) -> dict[str, Any]:
+def dist_record(
+    *, is_projected: bool = False, with_roofline: bool = False, **changes: Any
+) -> dict[str, Any]:
     """32 tokens in 4 s: 8 tokens/s."""
-    measurement = dist_measurement(is_projected=is_projected)
+    measurement = dist_measurement(is_projected=is_projected, with_roofline=with_roofline)
     record = _record(
         "dist",
         run={

@@ -155,6 +155,19 @@ def test_temperature_and_threads_count_where_they_change_something():
     assert run.setup["num_threads"] == "1 2"
 
 
+def test_the_roofline_is_a_figure_and_stands_in_the_details():
+    run = dist.run_of(dist_record(with_roofline=True), ORIGIN)
+    assert run.figures["prefill_roofline"] == pytest.approx((0.4 + 0.3) / (0.5 + 0.5))
+    assert "decode_roofline" not in run.figures
+    first, second = run.details["roofline"]["stages"]
+    assert (first["rank"], second["rank"]) == (0, 1)
+    assert first["lines"][0]["fraction"] == pytest.approx(0.8)
+    # Records from before there was one are read as they always were.
+    old = dist_record()
+    assert "prefill_roofline" not in dist.run_of(old, ORIGIN).figures
+    assert "roofline" not in old
+
+
 def test_null_figures_are_not_known():
     record = dist_record()
     record["figures"]["decode_throughput"] = None
