@@ -6,6 +6,8 @@ from math import prod
 
 import torch
 
+from flexbench.dist.homes import aligned_empty
+
 
 class ReusedMemory:
     """Buffers that stay allocated, by name."""
@@ -20,6 +22,6 @@ class ReusedMemory:
         num_bytes = prod(shape) * dtype.itemsize
         buffer = self._buffers.get((name, device))
         if buffer is None or buffer.nbytes < num_bytes:
-            buffer = torch.empty(num_bytes, dtype=torch.uint8, device=device)
+            buffer = aligned_empty(num_bytes, device)
             self._buffers[name, device] = buffer
         return buffer[:num_bytes].view(dtype).view(shape)

@@ -15,6 +15,7 @@ from flexbench.dist import config as defaults
 from flexbench.dist import options
 from flexbench.dist.config import DistConfig, config_from
 from flexbench.dist.partition import Balance
+from flexbench.dist.policy_search import options as search_options
 from flexbench.dist.policy_search.request import PolicyRequest
 from flexbench.ranks.launch import MAX_PORT, Launch, detect_launch
 from flexbench.ranks.rank import first_rank_speaks, open_console
@@ -37,12 +38,12 @@ class DistCommand(SwitchCommand):
 
     def is_further_value(self, argument: str) -> bool:
         """Anything else after --percent is one of its numbers, or meant to be."""
-        return argument != options.PLAN
+        return argument != search_options.PLAN
 
 
 @app.command(cls=DistCommand)
 def dist(
-    action: options.Action = None,
+    action: search_options.Action = None,
     model: options.Model = defaults.DEFAULT_MODEL,
     path: options.WeightsPath = None,
     offload_dir: options.OffloadDir = None,
@@ -57,11 +58,11 @@ def dist(
     temperature: options.Temperature = 1.0,
     stop: options.Stop = None,
     seed: options.Seed = 0,
-    policy: options.PolicyChoice = options.GIVEN,
+    policy: search_options.PolicyChoice = search_options.GIVEN,
     percent: options.PercentShares = None,
-    max_batch: options.MaxBatch = None,
-    gpu_memory: options.GpuMemory = None,
-    cpu_memory: options.CpuMemory = None,
+    max_batch: search_options.MaxBatch = None,
+    gpu_memory: search_options.GpuMemory = None,
+    cpu_memory: search_options.CpuMemory = None,
     sep_layer: options.SepLayer = True,
     pin_weight: options.PinWeight = True,
     cpu_cache_compute: options.CpuCacheCompute = False,
@@ -119,17 +120,19 @@ def dist(
 def _request(arguments: Mapping[str, Any]) -> PolicyRequest | None:
     """What the search for a policy may choose; None: everything is given."""
     action, policy = arguments["action"], arguments["policy"]
-    if action not in (None, options.PLAN):
-        raise ConfigError("flexbench dist", f"unknown action {action!r}; accepted: {options.PLAN}")
-    if policy not in options.POLICIES:
-        accepted = ", ".join(options.POLICIES)
+    if action not in (None, search_options.PLAN):
+        raise ConfigError(
+            "flexbench dist", f"unknown action {action!r}; accepted: {search_options.PLAN}"
+        )
+    if policy not in search_options.POLICIES:
+        accepted = ", ".join(search_options.POLICIES)
         raise ConfigError("--policy", f"unknown value {policy!r}; accepted: {accepted}")
     bounds = {
         name: arguments[name]
         for name in ("max_batch", "gpu_memory", "cpu_memory")
         if arguments[name] is not None
     }
-    if action is None and policy != options.AUTO:
+    if action is None and policy != search_options.AUTO:
         for name in bounds:
             raise ConfigError(f"--{name.replace('_', '-')}", "only --policy auto has use for it")
         return None

@@ -68,13 +68,13 @@ class _Form:
         """Whether it is only multiplied with, and not compressed."""
         return self.spec.is_matrix and not self.spec.is_table and self._config is None
 
-    def read(self, source: WeightSource) -> torch.Tensor:
-        """The whole weight, in the model's type. What need not be converted is not copied."""
-        pieces = [source.read(name).to(self.dtype) for name in self.spec.sources]
-        return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
+    def read(self, source: WeightSource) -> list[torch.Tensor]:
+        """The tensors it is made of, in the model's type. What has it already is not copied."""
+        return [source.read(name).to(self.dtype) for name in self.spec.sources]
 
-    def encode(self, weight: torch.Tensor) -> torch.Tensor:
+    def encode(self, pieces: list[torch.Tensor]) -> torch.Tensor:
         """Its bytes: uint8 of one dimension."""
+        weight = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         if self._is_fused:
             assert self._config is not None
             return four_bits.pack(weight, self._config)
@@ -115,20 +115,20 @@ class LayerWeights:
     def fill(self, source: WeightSource) -> None:
         """Read the weights from `source`, compress them if asked to, and put them away."""
         for form, offset in zip(self._forms, self.layout.offsets, strict=True):
-            weight = form.read(source)
+            pieces = form.read(source)
             if offset < self.layout.load_start:
-                self._keep(form, weight)
+                self._keep(form, pieces)
             else:
-                self._write(offset, form.encode(weight))
+                self._write(offset, form.encode(pieces))
 
-    def _keep(self, form: _Form, weight: torch.Tensor) -> None:
+    def _keep(self, form: _Form, pieces: list[torch.Tensor]) -> None:
         """Put a weight on the gpu for good."""
-        if form.is_plain_map and self._gpu.device.type == "cpu" and has_onednn(weight):
-            self._resident.maps[form.spec.name] = PackedMap(weight)
+        if form.is_plain_map and self._gpu.device.type == "cpu" and has_onednn(pieces[0]):
+            self._resident.maps[form.spec.name] = PackedMap(*pieces)
             self._packed_bytes += form.stored.num_bytes
             self._gpu.ledger.take(form.stored.num_bytes)
             return
-        data = form.encode(weight)
+        data = form.encode(pieces)
         part = self._gpu.allocate((len(data),), torch.uint8)
         part.write(0, data)
         self._resident_parts.append(part)

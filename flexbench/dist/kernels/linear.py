@@ -52,20 +52,44 @@ class DenseMap:
 
 
 class PackedMap:
-    """A matrix in oneDNN's blocks. Takes as much memory as before, which it does not share."""
+    """A matrix in oneDNN's blocks, which take as much memory as the matrix.
 
-    def __init__(self, weight_NK: torch.Tensor) -> None:
-        """Pack `weight_NK`, for which `has_onednn` has to hold."""
-        self._packed = torch.ops.mkldnn._reorder_linear_weight(weight_NK.contiguous(), None)
+    It is packed when it is used for the second time. The first product, a prompt's, is computed
+    from the matrix as it is, perhaps mapped from a file, or from the pieces that make it up: so the
+    first token need not wait for packing.
+    """
+
+    def __init__(self, *pieces_NK: torch.Tensor) -> None:
+        """Of matrices below each other, for which `has_onednn` has to hold. They may be kept."""
+        self._pieces: tuple[torch.Tensor, ...] = pieces_NK
+        self._packed: torch.Tensor | None = None
+        self._is_used = False
 
     def apply(self, x: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
         """(..., K) to (..., N), in x's type."""
+        if not self._is_used:
+            self._is_used = True
+            return self._apply_pieces(x, bias_N)
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.dense(), None)
+            self._pieces = ()
         return _onednn_linear(x, self._packed, bias_N)
 
+    def _apply_pieces(self, x: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
+        sizes = [len(piece) for piece in self._pieces]
+        biases = [None] * len(sizes) if bias_N is None else bias_N.split(sizes)
+        outputs = [
+            _onednn_linear(x, piece, bias) for piece, bias in zip(self._pieces, biases, strict=True)
+        ]
+        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+
     def dense(self) -> torch.Tensor:
-        """The matrix, unpacked."""
-        weight_NK: torch.Tensor = self._packed.to_dense()
-        return weight_NK
+        """The matrix itself, unpacked if need be."""
+        if self._packed is not None:
+            weight_NK: torch.Tensor = self._packed.to_dense()
+            return weight_NK
+        pieces = self._pieces
+        return pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces)
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Some of its rows: `index` of shape (...) gives (..., K). All are unpacked for it."""

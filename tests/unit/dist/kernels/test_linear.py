@@ -40,11 +40,12 @@ def test_products(dtype: Any, shape: tuple[int, int, int], has_bias: bool, kind:
     x = random_tensor(rows, width, dtype=dtype, seed=2)
     bias = random_tensor(outputs, dtype=dtype, seed=3) if has_bias else None
 
-    y = kind(weight).apply(x, bias)
-
+    matrix = kind(weight)
     expected, tolerance = by_hand(x, weight, bias)
-    assert y.dtype == dtype
-    assert ((y.double() - expected).abs() <= tolerance).all()
+    for _ in range(3):  # packed the second time
+        y = matrix.apply(x, bias)
+        assert y.dtype == dtype
+        assert ((y.double() - expected).abs() <= tolerance).all()
 
 
 @pytest.mark.parametrize("kind", [DenseMap, PackedMap])
@@ -61,13 +62,30 @@ def test_any_number_of_dimensions(kind: Any) -> None:
 def test_what_is_packed_can_be_unpacked(kind: Any, dtype: Any) -> None:
     weight = random_tensor(50, 70, dtype=dtype)
     index = torch.tensor([[3, 49], [0, 3]])
-    assert torch.equal(kind(weight).dense(), weight)
-    assert torch.equal(kind(weight).rows(index), weight[index])
+    matrix = kind(weight)
+    for _ in range(3):
+        assert torch.equal(matrix.dense(), weight)
+        assert torch.equal(matrix.rows(index), weight[index])
+        matrix.apply(torch.ones(1, 70, dtype=dtype), None)
 
 
-def test_a_packed_matrix_does_not_share_memory() -> None:
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_matrix_of_several_pieces(has_bias: bool) -> None:
+    pieces = [random_tensor(5, 8, dtype=torch.float32, seed=seed) for seed in range(3)]
+    x = random_tensor(2, 3, 8, dtype=torch.float32, seed=4)
+    bias = random_tensor(15, dtype=torch.float32, seed=5) if has_bias else None
+    matrix = PackedMap(*pieces)
+    expected, tolerance = by_hand(x, torch.cat(pieces), bias)
+    for _ in range(3):
+        assert ((matrix.apply(x, bias).double() - expected).abs() <= tolerance).all()
+        assert torch.equal(matrix.dense(), torch.cat(pieces))
+
+
+def test_what_is_packed_is_let_go() -> None:
     weight = random_tensor(16, 16, dtype=torch.float32)
-    packed, before = PackedMap(weight), weight.clone()
+    packed, before, x = PackedMap(weight), weight.clone(), torch.eye(16)
+    packed.apply(x, None)
+    packed.apply(x, None)
     weight.zero_()
     assert torch.equal(packed.dense(), before)
 

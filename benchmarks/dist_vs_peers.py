@@ -1,0 +1,278 @@
+"""`flexbench dist` beside transformers, vLLM and CTranslate2 on CPUs: the same models and prompts.
+
+The models have OPT's shapes and random weights; every system reads the same folders, has the same
+number of threads, generates greedily and ends no prompt early. Systems take turns, point by point
+and repeat by repeat, in another order each time; those that wait are frozen. Where they do not fit
+into memory together, they take turns with loading, too. Before a point is timed, it is done once;
+when the machine was busy with something else meanwhile, it is timed again, up to three times, and
+the try with the least of that counts.
+
+Timed is the whole call, from token ids to token ids. "first" is a call for one token, which is the
+prefill; what the whole call takes longer is the decoding. The ratio at the end is the median, over
+the repeats, of flexbench's tokens/s by those of the best peer in the same precision; int8 is shown
+beside. In float32, how many tokens are those that transformers chose is told as well.
+
+Peers are installed into environments of their own where they are missing; models are written once.
+
+    .venv/bin/python benchmarks/dist_vs_peers.py
+    .venv/bin/python benchmarks/dist_vs_peers.py --models opt-125m --dtypes bfloat16 --repeats 3
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from benchmarks.dist_peers import (
+    DEFAULT_ENVIRONMENTS,
+    FLEXBENCH,
+    SYSTEMS,
+    TRANSFORMERS,
+    ModelFolder,
+    SystemFailedError,
+    find_python,
+    make_folder,
+)
+from benchmarks.dist_turns import Group, Point, Turns, Visit, tell
+from flexbench.dist.opt_config import OptConfig, get_opt_config
+
+MODELS = ("opt-125m", "opt-1.3b")
+DTYPES = ("float32", "bfloat16")
+POINTS = ("1x128+32", "4x128+32", "16x128+32", "64x128+32", "4x512+32")
+GOAL = 1.3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Flexbench at one point, beside the peer that was best there."""
+
+    best_peer: str
+    ratio: float
+    """Of tokens/s: the median over the repeats."""
+
+
+# --- what follows from the visits ---
+
+
+def median_rate(visits: Sequence[Visit]) -> float:
+    """Tokens/s of the median call."""
+    return statistics.median(visit.tokens_per_s for visit in visits)
+
+
+def compare(visits: Sequence[Visit]) -> Comparison | None:
+    """Flexbench against the best peer, among visits at one point in one precision.
+
+    None: one of the two is missing.
+    """
+    rates: dict[str, dict[int, float]] = {}
+    for visit in visits:
+        if SYSTEMS[visit.system].is_compared:
+            rates.setdefault(visit.system, {})[visit.repeat] = visit.tokens_per_s
+    mine = rates.pop(FLEXBENCH, {})
+    if not mine or not rates:
+        return None
+    best = max(rates, key=lambda name: statistics.median(rates[name].values()))
+    ratios = [mine[repeat] / rate for repeat, rate in rates[best].items() if repeat in mine]
+    return Comparison(best_peer=best, ratio=statistics.median(ratios)) if ratios else None
+
+
+# --- the whole ---
+
+
+def find_groups(args: argparse.Namespace) -> Iterator[Group]:
+    """Every model in every precision, one after the other; folders and environments are made."""
+    pythons: dict[str, Path] = {}
+    for name in args.systems:
+        try:
+            pythons[name] = find_python(SYSTEMS[name], args.environments, sys.executable)
+        except SystemFailedError as error:
+            tell(f"{name} is left out: {error}")
+    maker = find_python(SYSTEMS[TRANSFORMERS], args.environments, sys.executable)
+    for model in args.models:
+        for dtype in args.dtypes:
+            config = get_opt_config(f"facebook/{model}", dtype=dtype)
+            folder = ModelFolder(
+                name=model,
+                dtype=dtype,
+                path=args.folder / f"{model}-{dtype}",
+                model_bytes=config.model_bytes(),
+                cache_bytes_per_token=config.cache_bytes(1, 1),
+            )
+            make_folder(shape_of(config), folder, maker)
+            systems = [
+                SYSTEMS[name]
+                for name in pythons
+                # What has a precision of its own comes once for each model.
+                if SYSTEMS[name].is_compared or dtype == args.dtypes[-1]
+            ]
+            yield Group(
+                folder=folder,
+                config=config,
+                points=args.points,
+                systems=systems,
+                pythons=pythons,
+                num_threads=args.threads,
+            )
+
+
+def shape_of(config: OptConfig) -> dict[str, Any]:
+    """As transformers' OPTConfig takes it."""
+    names = (
+        *("hidden_size", "num_attention_heads", "num_hidden_layers", "ffn_dim", "vocab_size"),
+        *("max_position_embeddings", "do_layer_norm_before", "activation_function"),
+    )
+    fields = asdict(config)
+    return {name: fields[name] for name in names} | {"word_embed_proj_dim": config.embed_dim}
+
+
+# --- what is shown ---
+
+
+def show(visits: Sequence[Visit], versions: dict[str, dict[str, str]], args: Any) -> None:
+    """A table a model: tokens/s at every point, and what they consist of."""
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=None if sys.stdout.isatty() else 170)
+    for model in args.models:
+        of_model = [visit for visit in visits if visit.model == model]
+        table = Table(
+            title=f"{model}, {args.threads} threads: tokens/s (s to the first, s a token)"
+        )
+        table.add_column("system")
+        for point in args.points:
+            table.add_column(str(point), justify="right")
+        for dtype in dict.fromkeys(visit.dtype for visit in of_model):
+            for row in _rows(of_model, dtype, versions, args.points):
+                table.add_row(*row)
+            table.add_section()
+        console.print(table)
+        others = max((visit.others for visit in of_model), default=0.0)
+        console.print(f"of the machine's CPU time, others had at most {others:.0%}")
+
+
+def _rows(
+    visits: Sequence[Visit],
+    dtype: str,
+    versions: dict[str, dict[str, str]],
+    points: Sequence[Point],
+) -> Iterator[list[str]]:
+    here = [visit for visit in visits if visit.dtype == dtype]
+    for name in dict.fromkeys(visit.system for visit in here):
+        version = next(iter(versions[name].values()))
+        yield [f"{name} {version} {dtype}", *(_cell(_of(here, name, point)) for point in points)]
+    comparisons = [compare([v for v in here if v.point == point]) for point in points]
+    if not any(comparisons):
+        return
+    yield [
+        f"flexbench / best peer (goal {GOAL})",
+        *(f"{c.ratio:.2f} {c.best_peer}" if c else "-" for c in comparisons),
+    ]
+    if dtype == "float32":
+        shares = [_of(here, FLEXBENCH, point) for point in points]
+        told = [
+            f"{s[0].same_tokens:.1%}" if s and s[0].same_tokens is not None else "-" for s in shares
+        ]
+        yield ["tokens the same as transformers'", *told]
+
+
+def _of(visits: Sequence[Visit], system: str, point: Point) -> list[Visit]:
+    return [visit for visit in visits if (visit.system, visit.point) == (system, point)]
+
+
+def _cell(visits: Sequence[Visit]) -> str:
+    if not visits:
+        return "-"
+    first_s = statistics.median(visit.first_s for visit in visits)
+    step_s = statistics.median(visit.step_s for visit in visits)
+    return f"{median_rate(visits):,.1f} ({first_s:.3f}, {step_s:.4f})"
+
+
+def to_json(
+    visits: Sequence[Visit], versions: dict[str, dict[str, str]], args: Any
+) -> dict[str, Any]:
+    """Versions, the machine, and every visit."""
+    return {
+        "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": versions,
+        "machine": {
+            "cpu": cpu_name(),
+            "num_cpus": os.cpu_count(),
+            "python": platform.python_version(),
+            "load_average": os.getloadavg(),
+        },
+        "num_threads": args.threads,
+        "visits": [
+            asdict(visit) | {"point": str(visit.point), "tokens_per_s": visit.tokens_per_s}
+            for visit in visits
+        ],
+    }
+
+
+def cpu_name() -> str:
+    """As the system calls it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "?")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    parser.add_argument(
+        "--points",
+        nargs="+",
+        type=Point.parse,
+        metavar="BATCHxPROMPT+NEW",
+        default=[Point.parse(text) for text in POINTS],
+        help=f"default: {' '.join(POINTS)}",
+    )
+    parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--threads", type=int, default=len(os.sched_getaffinity(0)), help="default: all cores"
+    )
+    parser.add_argument("--environments", type=Path, default=DEFAULT_ENVIRONMENTS)
+    parser.add_argument(
+        "--folder", type=Path, help="where the models are kept; default: in the environments"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="where every single figure goes")
+    return parser
+
+
+def main() -> None:
+    """Measure, and print."""
+    args = make_parser().parse_args()
+    args.environments = args.environments.expanduser().absolute()
+    args.folder = (args.folder or args.environments / "models").expanduser().absolute()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # workers are ended on the way
+    visits: list[Visit] = []
+    versions: dict[str, dict[str, str]] = {}
+    with tempfile.TemporaryDirectory(prefix="fb-") as logs:
+        for group in find_groups(args):
+            turns = Turns(group, Path(logs))
+            turns.take(args.repeats)
+            visits += turns.visits
+            versions |= turns.versions
+            if args.json is not None:  # after every group: the whole takes long
+                args.json.write_text(json.dumps(to_json(visits, versions, args), indent=1) + "\n")
+    show(visits, versions, args)
+
+
+if __name__ == "__main__":
+    main()

