@@ -60,7 +60,7 @@ def decode_attention(
     mask = None if is_real_RL is None else is_real_RL.contiguous()
     out = torch.empty_like(q_RD)
     tasks = -(-num_rows // _BLOCK)
-    scratch = torch.empty(tasks * (length + 2 * width) * _BLOCK)
+    scratch = torch.empty(tasks * (length + width) * _BLOCK)
     getattr(library, _FUNCTIONS[dtype])(
         *map(_address, (q_RD, k_LRD, v_LRD, mask, out, scratch)),
         *map(ctypes.c_int64, (length, num_rows, width)),
