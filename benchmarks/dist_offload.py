@@ -38,13 +38,11 @@ from benchmarks.dist_peers import (
     DEFAULT_ENVIRONMENTS,
     SYSTEMS,
     TRANSFORMERS,
-    ModelFolder,
     clean_environment,
     find_python,
-    make_folder,
+    model_folder,
 )
-from benchmarks.dist_vs_peers import shape_of
-from flexbench.dist.opt_config import OptConfig, get_opt_config
+from flexbench.dist.opt_config import OptConfig
 
 OVERLAP_GOAL = 1.1
 THROUGHPUT_GOAL = 5.0
@@ -281,15 +279,7 @@ def main() -> None:
     args = make_parser().parse_args()
     environments = args.environments.expanduser().absolute()
     python = find_python(SYSTEMS[TRANSFORMERS], environments, sys.executable)
-    config = get_opt_config(args.model, dtype=args.dtype)
-    folder = ModelFolder(
-        name=args.model,
-        dtype=args.dtype,
-        path=environments / "models" / f"{args.model}-{args.dtype}",
-        model_bytes=config.model_bytes(),
-        cache_bytes_per_token=config.cache_bytes(1, 1),
-    )
-    make_folder(shape_of(config), folder, python)
+    folder, config = model_folder(args.model, args.dtype, environments / "models", python)
     base = Request(
         system="flexbench",
         folder=str(folder.path),

@@ -26,6 +26,7 @@ from typing import Any
 import psutil
 
 from benchmarks.dist_workers.protocol import Settings
+from flexbench.dist.opt_config import OptConfig, get_opt_config
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CONSTRAINTS = REPOSITORY / "scripts" / "constraints.txt"
@@ -179,7 +180,7 @@ def _run(command: list[str], problem: str, timeout_s: float = INSTALL_TIMEOUT_S)
         raise SystemFailedError(f"{problem}: {lines[-1]}")
 
 
-def make_folder(shape: dict[str, Any], folder: ModelFolder, python: Path) -> None:
+def _make_folder(shape: dict[str, Any], folder: ModelFolder, python: Path) -> None:
     """Write the model, unless it is there, with the transformers of `python`."""
     if (folder.path / "config.json").exists():
         return
@@ -191,6 +192,32 @@ def make_folder(shape: dict[str, Any], folder: ModelFolder, python: Path) -> Non
     command = [str(python), "-m", "benchmarks.dist_workers.make_opt_folder", json.dumps(request)]
     _run(command, f"no folder for {folder.name}", FOLDER_TIMEOUT_S)
     partial.rename(folder.path)
+
+
+def model_folder(
+    name: str, dtype: str, parent: Path, python: Path
+) -> tuple[ModelFolder, OptConfig]:
+    """A folder in `parent` with random weights; if missing, `python` makes it."""
+    config = get_opt_config(name, dtype=dtype)
+    folder = ModelFolder(
+        name=name,
+        dtype=dtype,
+        path=parent / f"{name}-{dtype}",
+        model_bytes=config.model_bytes(),
+        cache_bytes_per_token=config.cache_bytes(1, 1),
+    )
+    _make_folder(_shape_of(config), folder, python)
+    return folder, config
+
+
+def _shape_of(config: OptConfig) -> dict[str, Any]:
+    """As transformers' OPTConfig takes it."""
+    names = (
+        *("hidden_size", "num_attention_heads", "num_hidden_layers", "ffn_dim", "vocab_size"),
+        *("max_position_embeddings", "do_layer_norm_before", "activation_function"),
+    )
+    fields = asdict(config)
+    return {name: fields[name] for name in names} | {"word_embed_proj_dim": config.embed_dim}
 
 
 def clean_environment(more: Mapping[str, str]) -> dict[str, str]:

@@ -35,13 +35,10 @@ from benchmarks.dist_peers import (
     DEFAULT_ENVIRONMENTS,
     SYSTEMS,
     TRANSFORMERS,
-    ModelFolder,
     clean_environment,
     find_python,
-    make_folder,
+    model_folder,
 )
-from benchmarks.dist_vs_peers import shape_of
-from flexbench.dist.opt_config import get_opt_config
 
 GOAL = 1.0
 TIMEOUT_S = 300
@@ -195,15 +192,7 @@ def main() -> None:
     args = make_parser().parse_args()
     environments = args.environments.expanduser().absolute()
     python = find_python(SYSTEMS[TRANSFORMERS], environments, sys.executable)
-    config = get_opt_config(args.model, dtype=args.dtype)
-    folder = ModelFolder(
-        name=args.model,
-        dtype=args.dtype,
-        path=environments / "models" / f"{args.model}-{args.dtype}",
-        model_bytes=config.model_bytes(),
-        cache_bytes_per_token=config.cache_bytes(1, 1),
-    )
-    make_folder(shape_of(config), folder, python)
+    folder, _ = model_folder(args.model, args.dtype, environments / "models", python)
     programs = programs_of(folder.path, python, args)
     print(
         f"{args.model}, {args.dtype}, 1 prompt of {args.prompt_len} tokens, {args.threads} threads"

@@ -39,13 +39,11 @@ from benchmarks.dist_peers import (
     FLEXBENCH,
     SYSTEMS,
     TRANSFORMERS,
-    ModelFolder,
     SystemFailedError,
     find_python,
-    make_folder,
+    model_folder,
 )
 from benchmarks.dist_turns import Group, Point, Turns, Visit, tell
-from flexbench.dist.opt_config import OptConfig, get_opt_config
 
 MODELS = ("opt-125m", "opt-1.3b")
 DTYPES = ("float32", "bfloat16")
@@ -101,15 +99,7 @@ def find_groups(args: argparse.Namespace) -> Iterator[Group]:
     maker = find_python(SYSTEMS[TRANSFORMERS], args.environments, sys.executable)
     for model in args.models:
         for dtype in args.dtypes:
-            config = get_opt_config(f"facebook/{model}", dtype=dtype)
-            folder = ModelFolder(
-                name=model,
-                dtype=dtype,
-                path=args.folder / f"{model}-{dtype}",
-                model_bytes=config.model_bytes(),
-                cache_bytes_per_token=config.cache_bytes(1, 1),
-            )
-            make_folder(shape_of(config), folder, maker)
+            folder, config = model_folder(model, dtype, args.folder, maker)
             systems = [
                 SYSTEMS[name]
                 for name in pythons
@@ -124,16 +114,6 @@ def find_groups(args: argparse.Namespace) -> Iterator[Group]:
                 pythons=pythons,
                 num_threads=args.threads,
             )
-
-
-def shape_of(config: OptConfig) -> dict[str, Any]:
-    """As transformers' OPTConfig takes it."""
-    names = (
-        *("hidden_size", "num_attention_heads", "num_hidden_layers", "ffn_dim", "vocab_size"),
-        *("max_position_embeddings", "do_layer_norm_before", "activation_function"),
-    )
-    fields = asdict(config)
-    return {name: fields[name] for name in names} | {"word_embed_proj_dim": config.embed_dim}
 
 
 # --- what is shown ---

@@ -13,6 +13,7 @@ pytest.importorskip("numpy", reason="the benchmark needs numpy")
 from benchmarks.dist_peers import (
     SYSTEMS,
     ModelFolder,
+    _shape_of,
     cache_gib,
     clean_environment,
     package_name,
@@ -21,7 +22,7 @@ from benchmarks.dist_peers import (
 )
 from benchmarks.dist_pipeline import Figures, Pair
 from benchmarks.dist_turns import Point, Visit, share_of_same
-from benchmarks.dist_vs_peers import compare, median_rate, shape_of
+from benchmarks.dist_vs_peers import compare, median_rate
 from flexbench.dist.opt_config import get_opt_config
 
 GIB = 2**30
@@ -158,7 +159,7 @@ def test_memory_for_the_cache_is_that_of_whole_blocks() -> None:
 
 
 def test_shape_is_what_the_published_configuration_says() -> None:
-    assert shape_of(get_opt_config("facebook/opt-1.3b")) == {
+    assert _shape_of(get_opt_config("facebook/opt-1.3b")) == {
         "hidden_size": 2048,
         "num_attention_heads": 32,
         "num_hidden_layers": 24,
