@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Any
 
+import torch
+
 from flexbench.core import environment
 from flexbench.core.errors import ConfigError, FlexbenchError, Interrupted, RunError
 from flexbench.core.progress import Progress
@@ -19,6 +21,7 @@ from flexbench.core.results import (
     mixed_results_note,
     utc_now,
 )
+from flexbench.dist.kernels import native
 from flexbench.dist.log_file import append_log, check_log, log_path
 from flexbench.dist.measurement import Measurement
 from flexbench.dist.plan import DistPlan
@@ -135,6 +138,7 @@ def _describe(plan: DistPlan, launch: Launch) -> dict[str, Any]:
             for stage in plan.stages
         ],
         "device": "cuda" if plan.has_gpu else "cpu",
+        "attention_kernel": native.describe(getattr(torch, plan.model.dtype), on_gpu=plan.has_gpu),
         "backend": plan.backend,
         "launcher": launch.launcher,
         **environment.describe_run(PACKAGES),

@@ -39,6 +39,11 @@ def is_available(dtype: torch.dtype) -> bool:
     return dtype in _FUNCTIONS and _library() is not None
 
 
+def describe(dtype: torch.dtype, *, on_gpu: bool) -> str:
+    """What computes the attention of a new token, in a word: 'compiled' or 'torch'."""
+    return "torch" if on_gpu or not is_available(dtype) else "compiled"
+
+
 def decode_attention(
     q_RD: torch.Tensor,
     k_LRD: torch.Tensor,
