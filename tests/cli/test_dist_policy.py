@@ -17,8 +17,7 @@ SHORT = ("--prompt-len", 16, "--gen-len", 8)
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    torch = pytest.importorskip("torch", reason="models are computed with torch")
-    pytest.importorskip("scipy", reason="it solves the linear programme")
+    torch = _needed()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setenv("COLUMNS", "80")
@@ -27,8 +26,14 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     torch.set_num_threads(num_threads)
 
 
+def _needed() -> Any:
+    pytest.importorskip("scipy", reason="it solves the linear programme")
+    return pytest.importorskip("torch", reason="models are computed with torch")
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    _needed()  # this is made before all else
     from tests.integration.dist.conftest import write_model
 
     return write_model(tmp_path_factory.mktemp("models") / "tiny")
