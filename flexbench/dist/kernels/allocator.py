@@ -8,13 +8,11 @@ such blocks anew.
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LARGEST_INT = 2**31 - 1
 
 
-@cache
 def keep_freed_memory() -> bool:
     """Tell glibc's malloc to keep what is freed, up to 2 GiB; whether there was a glibc to tell."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)

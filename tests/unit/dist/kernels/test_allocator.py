@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import resource
 import sys
 
@@ -14,6 +15,7 @@ from flexbench.dist.kernels.allocator import (  # noqa: E402
     keep_freed_memory,
 )
 
+M_MMAP_THRESHOLD = -3  # of malloc.h
 LARGE = 64 << 20  # above what glibc would ever keep by itself
 
 
@@ -32,3 +34,12 @@ def test_a_block_is_paged_in_once() -> None:
     assert page_faults_of(8) < LARGE / 4096, "eight blocks take fewer faults than one has pages"
     give_freed_memory_back()
     assert page_faults_of(1) > 0, "it was given back, and is paged in again"
+
+
+def test_it_holds_after_others_have_asked_for_something_else() -> None:
+    if not keep_freed_memory():
+        pytest.skip("the C library is not glibc")
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    assert keep_freed_memory()
+    page_faults_of(1)
+    assert page_faults_of(8) < LARGE / 4096
