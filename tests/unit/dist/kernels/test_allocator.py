@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import resource
-import sys
+import os
+from pathlib import Path
 
 import pytest
 
@@ -15,31 +15,69 @@ from flexbench.dist.kernels.allocator import (  # noqa: E402
     keep_freed_memory,
 )
 
+LARGE = 128 << 20  # above what glibc would take from its heap by itself
 M_MMAP_THRESHOLD = -3  # of malloc.h
-LARGE = 64 << 20  # above what glibc would ever keep by itself
+libc = ctypes.CDLL(None)
 
 
-def page_faults_of(num_blocks: int) -> int:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(num_blocks):
-        torch.empty(LARGE, dtype=torch.uint8).fill_(1)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+class Statistics(ctypes.Structure):
+    """struct mallinfo2 of malloc.h."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in [
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        ]
+    ]
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="page faults are counted as Linux does")
-def test_a_block_is_paged_in_once() -> None:
-    if not keep_freed_memory():
-        pytest.skip("the C library is not glibc")
-    page_faults_of(1)
-    assert page_faults_of(8) < LARGE / 4096, "eight blocks take fewer faults than one has pages"
+def mapped_bytes() -> int:
+    """Bytes of blocks that are not in malloc's heap: they go back when they are freed."""
+    libc.mallinfo2.restype = Statistics
+    return int(libc.mallinfo2().hblkhd)
+
+
+def resident_bytes() -> int:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def _glibc() -> None:
+    if not hasattr(libc, "mallinfo2") or not keep_freed_memory():
+        pytest.skip("the C library is not glibc 2.33 or newer")
+
+
+def is_mapped(num_bytes: int) -> bool:
+    """Whether a block of this size, which is not touched, is apart from the heap."""
+    before = mapped_bytes()
+    block = torch.empty(num_bytes, dtype=torch.uint8)
+    found = mapped_bytes() > before
+    del block
+    return found
+
+
+def test_large_blocks_are_from_the_heap() -> None:
+    """Also after something else has asked for them apart. Sizes: none fits in what was freed."""
+    assert not is_mapped(LARGE)
+    libc.mallopt(M_MMAP_THRESHOLD, 1 << 16)
+    assert is_mapped(4 * LARGE)
+    keep_freed_memory()
+    assert not is_mapped(6 * LARGE)
+
+
+def test_what_was_kept_can_be_given_back() -> None:
+    before = resident_bytes()
+    torch.empty(LARGE, dtype=torch.uint8).fill_(1)
+    assert resident_bytes() > before + LARGE / 2, "it was not kept"
     give_freed_memory_back()
-    assert page_faults_of(1) > 0, "it was given back, and is paged in again"
-
-
-def test_it_holds_after_others_have_asked_for_something_else() -> None:
-    if not keep_freed_memory():
-        pytest.skip("the C library is not glibc")
-    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 16)
-    assert keep_freed_memory()
-    page_faults_of(1)
-    assert page_faults_of(8) < LARGE / 4096
+    assert resident_bytes() < before + LARGE / 2
