@@ -198,7 +198,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-inner-iterations", type=int, default=2, metavar="T", help="a divisor of the prompts"
     )
-    parser.add_argument("--balance", default="time", help="of the layers among the stages")
+    parser.add_argument("--balance", default="layers", help="of the layers among the stages")
     parser.add_argument("--async-comm", action="store_true")
     parser.add_argument("--bind-to", choices=("core", "none"), default="core")
     parser.add_argument("--repeats", type=int, default=5)
