@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional
 
-from flexbench.dist.kernels import native
+from flexbench.dist.kernels import decode_attention as compiled
 
 _QUERY_BLOCK = 128
 
@@ -69,9 +69,9 @@ def decode_attention(
     is_real_RP: torch.Tensor | None,
 ) -> torch.Tensor:
     """Attention (R, D) of one new position over the first `num_positions`, its own included."""
-    if k_LRD.device.type == "cpu" and native.is_available(k_LRD.dtype):
+    if k_LRD.device.type == "cpu" and compiled.is_available(k_LRD.dtype):
         seen = slice(num_positions)
-        return native.decode_attention(q_RD, k_LRD[seen], v_LRD[seen], is_real_RP)
+        return compiled.decode_attention(q_RD, k_LRD[seen], v_LRD[seen], is_real_RP)
     return decode_values(decode_weights(q_RD, k_LRD, num_positions, is_real_RP), v_LRD)
 
 

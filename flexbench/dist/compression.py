@@ -84,9 +84,16 @@ class CompressedMap:
         self._dtype = dtype
         self._dense: torch.Tensor | None = None
 
-    def apply(self, x: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
-        """(..., K) to (..., N), in x's type."""
-        return DenseMap(self.dense()).apply(x, bias_N)
+    def apply(
+        self,
+        x: torch.Tensor,
+        bias_N: torch.Tensor | None = None,
+        *,
+        is_relu: bool = False,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """relu(x W^T + bias) + residual, in x's type: (..., K) to (..., N)."""
+        return DenseMap(self.dense()).apply(x, bias_N, is_relu=is_relu, residual=residual)
 
     def dense(self) -> torch.Tensor:
         """The matrix itself; it is kept, for the batches that follow."""

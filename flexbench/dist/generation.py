@@ -214,14 +214,15 @@ class Generation:
         # All prompts have ended, or some layers were left out: there is nothing to choose.
         if logits_BV is None or task.debug_mode is not None:
             return torch.full((len(prompts),), self._config.pad_token_id)
-        # The largest is NaN if any is.
-        if not bool(torch.isfinite(logits_BV.amax(dim=-1)).all()):
+        tokens_B, highest_B = sampling.greedy(logits_BV)
+        # The highest is NaN if any is.
+        if not bool(torch.isfinite(highest_B).all()):
             raise RunError(
                 f"the logits of token {unit.token} are not finite: {self._config.dtype} is too "
                 "small for this model's activations, or its weights are damaged"
             )
         if not task.do_sample:
-            return sampling.greedy(logits_BV).cpu()
+            return tokens_B.cpu()
         return sampling.sample(
             logits_BV,
             temperature=task.temperature,

@@ -17,10 +17,6 @@ from flexbench.dist.opt_config import POSITION_OFFSET, OptConfig
 from flexbench.dist.partition import Stage
 
 LAYER_NORM_EPS = 1e-5
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-    "relu": torch.relu_,
-    "gelu": functional.gelu,
-}
 
 
 @dataclass(frozen=True)
@@ -56,8 +52,16 @@ class Weights(Protocol):
     def rows(self, name: str, index: torch.Tensor) -> torch.Tensor:
         """Some rows of a table: `index` of shape (...) gives (..., width)."""
 
-    def linear(self, name: str, x: torch.Tensor, *, bias: str | None = None) -> torch.Tensor:
-        """The product with a matrix, plus a vector: x of shape (..., K) gives (..., N)."""
+    def linear(
+        self,
+        name: str,
+        x: torch.Tensor,
+        *,
+        bias: str | None = None,
+        is_relu: bool = False,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """relu(x W^T + bias) + residual: x of shape (..., K) gives (..., N)."""
 
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
@@ -119,7 +123,7 @@ class SelfAttention:
         qkv = weights.linear("qkv.weight", x, bias="qkv.bias")
         q, k, v = qkv.view(batch, positions, 3, config.num_attention_heads, -1).unbind(2)
         x = attend(q, k, v).reshape(batch, positions, config.hidden_size)
-        x = weights.linear("out.weight", x, bias="out.bias").add_(hidden_BSh)
+        x = weights.linear("out.weight", x, bias="out.bias", residual=hidden_BSh)
         return x if config.do_layer_norm_before else _layer_norm(weights, "attn_norm", x)
 
 
@@ -130,7 +134,7 @@ class MLP:
         self.name = f"MLP {index}"
         self.num_caches = 0
         self._is_norm_first = config.do_layer_norm_before
-        self._activation = _ACTIVATIONS[config.activation_function]
+        self._is_relu = config.activation_function == "relu"  # else gelu
         h, f = config.hidden_size, config.ffn_dim
         prefix = f"decoder.layers.{index}"
         self.specs = (
@@ -147,8 +151,10 @@ class MLP:
         x = hidden_BSh
         if self._is_norm_first:
             x = _layer_norm(weights, "mlp_norm", x)
-        x = self._activation(weights.linear("fc1.weight", x, bias="fc1.bias"))
-        x = weights.linear("fc2.weight", x, bias="fc2.bias").add_(hidden_BSh)
+        x = weights.linear("fc1.weight", x, bias="fc1.bias", is_relu=self._is_relu)
+        if not self._is_relu:
+            x = functional.gelu(x)
+        x = weights.linear("fc2.weight", x, bias="fc2.bias", residual=hidden_BSh)
         return x if self._is_norm_first else _layer_norm(weights, "mlp_norm", x)
 
 
@@ -188,13 +194,13 @@ class OutputEmbed:
         self._is_projected = e != h
 
     def forward(self, weights: Weights, hidden_BSh: torch.Tensor) -> torch.Tensor:
-        """Logits of the last position, float32."""
+        """Logits of the last position, in the model's type."""
         x = hidden_BSh[:, -1]
         if self._has_norm:
             x = _layer_norm(weights, "norm", x)
         if self._is_projected:
             x = weights.linear("project", x)
-        return weights.linear("tokens", x).float()
+        return weights.linear("tokens", x)
 
 
 Layer = InputEmbed | SelfAttention | MLP | TransformerLayer | OutputEmbed

@@ -21,7 +21,7 @@ from flexbench.core.results import (
     mixed_results_note,
     utc_now,
 )
-from flexbench.dist.kernels import native
+from flexbench.dist.kernels import decode_attention, linear
 from flexbench.dist.log_file import append_log, check_log, log_path
 from flexbench.dist.measurement import Measurement
 from flexbench.dist.plan import DistPlan
@@ -111,7 +111,7 @@ class RunKeeper:
 
 
 def _describe(plan: DistPlan, launch: Launch) -> dict[str, Any]:
-    config = plan.config
+    config, dtype = plan.config, getattr(torch, plan.model.dtype)
     return {
         "schema_version": RECORD_SCHEMA_VERSION,
         "system": "dist",
@@ -138,7 +138,8 @@ def _describe(plan: DistPlan, launch: Launch) -> dict[str, Any]:
             for stage in plan.stages
         ],
         "device": "cuda" if plan.has_gpu else "cpu",
-        "attention_kernel": native.describe(getattr(torch, plan.model.dtype), on_gpu=plan.has_gpu),
+        "attention_kernel": decode_attention.describe(dtype, on_gpu=plan.has_gpu),
+        "linear_kernel": linear.describe(dtype, on_gpu=plan.has_gpu),
         "backend": plan.backend,
         "launcher": launch.launcher,
         **environment.describe_run(PACKAGES),

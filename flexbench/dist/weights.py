@@ -17,7 +17,7 @@ from flexbench.dist.compression import CompressedMap, compress, record_bytes
 from flexbench.dist.homes import ExecutionEnv, MemoryPart, Part, Parts
 from flexbench.dist.kernels import four_bits
 from flexbench.dist.kernels.four_bits import FourBitMap
-from flexbench.dist.kernels.linear import DenseMap, LinearMap, PackedMap, has_onednn
+from flexbench.dist.kernels.linear import DenseMap, LinearMap, PackedMap, can_be_packed
 from flexbench.dist.layers import WeightSpec
 from flexbench.dist.placement import LayerLayout, TensorSpec, lay_out
 from flexbench.dist.policy import CompressionConfig, Policy
@@ -123,7 +123,7 @@ class LayerWeights:
 
     def _keep(self, form: _Form, pieces: list[torch.Tensor]) -> None:
         """Put a weight on the gpu for good."""
-        if form.is_plain_map and self._gpu.device.type == "cpu" and has_onednn(pieces[0]):
+        if form.is_plain_map and can_be_packed(pieces[0]):
             self._resident.maps[form.spec.name] = PackedMap(*pieces)
             self._packed_bytes += form.stored.num_bytes
             self._gpu.ledger.take(form.stored.num_bytes)
@@ -205,6 +205,15 @@ class ReadyWeights:
         """Some rows of a matrix: `index` of shape (...) gives (..., width)."""
         return self.maps[name].rows(index)
 
-    def linear(self, name: str, x: torch.Tensor, *, bias: str | None = None) -> torch.Tensor:
-        """The product with a matrix, plus a vector: x of shape (..., K) gives (..., N)."""
-        return self.maps[name].apply(x, None if bias is None else self.vectors[bias])
+    def linear(
+        self,
+        name: str,
+        x: torch.Tensor,
+        *,
+        bias: str | None = None,
+        is_relu: bool = False,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """relu(x W^T + bias) + residual: x of shape (..., K) gives (..., N)."""
+        bias_N = None if bias is None else self.vectors[bias]
+        return self.maps[name].apply(x, bias_N, is_relu=is_relu, residual=residual)

@@ -2,167 +2,202 @@
  *
  * Torch has no such kernel for CPUs: it makes a product of every row, which copies keys and values
  * first. Here they are read once, as they lie: (L, R, D), positions first. It is compiled where it
- * runs, by flexbench/dist/kernels/native.py.
+ * runs, by native.py.
  *
  * For each row r: s[l] = scale * q[r] . k[l][r], w = softmax(s), out[r] = sum over l of w[l] v[l][r].
- * Sums are float; a block of rows is one task of a thread.
+ * Sums are float. bfloat16 weights are rounded to that before they are multiplied with values, and
+ * divided by the sum of what they were rounded to.
  */
-#include <stdint.h>
-#include <string.h>
-#if defined(__AVX512F__) && defined(__AVX512BF16__)
-#include <immintrin.h>
-#endif
+#include <omp.h>
 
-#define BLOCK 16        /* rows of a task: few prompts, too, are to keep all threads busy */
+#include "numbers.h"
+
+#define BLOCK 16        /* rows at most that are computed together */
+#define QUAD 4          /* rows whose products with keys are summed together */
+#define AT_ONCE 8       /* positions whose values are added together; even */
 #define MASKED (-1e30f) /* of positions that are not looked at */
+#define LINE 64         /* bytes of a cache line */
 
-typedef uint16_t bfloat16;
-
-static inline float load_bfloat16(bfloat16 x) {
-    uint32_t bits = (uint32_t)x << 16;
-    float value;
-    memcpy(&value, &bits, sizeof value);
-    return value;
+/* Positions lie far from each other, and a processor does not foresee by itself that it will jump.
+ * With float, which takes twice the time for each position, asking cost more than it gained. */
+INLINE void ask_for_float(const float *from, int64_t count) {
+    (void)from;
+    (void)count;
 }
 
-static inline bfloat16 store_bfloat16(float value) { /* to the nearest, ties to even */
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    if (value != value)
-        return 0x7fc0;
-    return (bfloat16)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+INLINE void ask_for_bfloat16(const bfloat16 *from, int64_t count) {
+    for (int64_t at = 0; at < count; at += LINE / 2)
+        __builtin_prefetch(from + at, 0, 3);
 }
 
-static inline float load_float(float x) { return x; }
-static inline float store_float(float x) { return x; }
+/* A number of each row of a block. Compilers are slow to see vectors in loops of 16. */
+typedef float floats __attribute__((vector_size(BLOCK * 4)));
+typedef int32_t ints __attribute__((vector_size(BLOCK * 4)));
 
-static inline __attribute__((always_inline)) float dot_float(const float *restrict a,
-                                                             const float *restrict b,
-                                                             const int64_t width) {
-    float sum = 0.0f;
-    for (int64_t d = 0; d < width; d++)
-        sum += a[d] * b[d];
-    return sum;
+INLINE floats load(const float *from) {
+    floats x;
+    memcpy(&x, from, sizeof x);
+    return x;
 }
 
-static inline __attribute__((always_inline)) float dot_bfloat16(const bfloat16 *restrict a,
-                                                                const bfloat16 *restrict b,
-                                                                const int64_t width) {
-#if defined(__AVX512F__) && defined(__AVX512BF16__)
-    if (width % 32 == 0) { /* products of pairs, which are exact, in one instruction */
-        __m512 sums = _mm512_setzero_ps();
-        for (int64_t d = 0; d < width; d += 32)
-            sums = _mm512_dpbf16_ps(sums, (__m512bh)_mm512_loadu_si512(a + d),
-                                    (__m512bh)_mm512_loadu_si512(b + d));
-        return _mm512_reduce_add_ps(sums);
-    }
-#endif
-    float sum = 0.0f;
-    for (int64_t d = 0; d < width; d++)
-        sum += load_bfloat16(a[d]) * load_bfloat16(b[d]);
-    return sum;
+INLINE floats choose(ints is_first, floats first, floats second) {
+    return (floats)(((ints)first & is_first) | ((ints)second & ~is_first));
 }
 
 /* exp for x <= 0: 2^n times a polynomial in what is left, to 2e-7 of the value. */
-static inline float exp_negative(float x) {
-    float t = (x < -87.0f ? -87.0f : x) * 1.44269504f; /* NaN stays NaN */
-    float n = (float)(int32_t)(t - 0.5f);
-    float f = (t - n) * 0.693147181f;
-    float p = 1.0f + f * (1.0f + f * (0.5f + f * (0.166666667f + f * (0.0416666667f +
-              f * (0.00833333333f + f * 0.00138888889f)))));
-    uint32_t bits = (uint32_t)((int32_t)n + 127) << 23;
-    float power;
-    memcpy(&power, &bits, sizeof power);
-    return p * power;
+INLINE floats exp_negative(floats x) {
+    floats t = choose(x < -87.0f, (floats){0} - 87.0f, x) * 1.44269504f; /* NaN stays NaN */
+    ints n = __builtin_convertvector(t - 0.5f, ints);
+    floats f = (t - __builtin_convertvector(n, floats)) * 0.693147181f;
+    floats p = 1.0f + f * (1.0f + f * (0.5f + f * (0.166666667f + f * (0.0416666667f +
+               f * (0.00833333333f + f * 0.00138888889f)))));
+    return p * (floats)((n + 127) << 23);
 }
 
-static void softmax(float *scores, float *sums, int64_t length, int64_t rows) {
-    float highest[BLOCK];
-    for (int64_t r = 0; r < rows; r++) {
-        highest[r] = MASKED;
-        sums[r] = 0.0f;
+/* Products with keys: QUAD rows each of a and b, which follow each other. */
+
+#if defined(__AVX512F__)
+/* The sums of each of four vectors. */
+INLINE __m128 sums_of_four(const __m512 v[QUAD]) {
+    __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(v[0], v[1]), _mm512_unpackhi_ps(v[0], v[1]));
+    __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(v[2], v[3]), _mm512_unpackhi_ps(v[2], v[3]));
+    __m512d low = _mm512_unpacklo_pd((__m512d)ab, (__m512d)cd);
+    __m512d high = _mm512_unpackhi_pd((__m512d)ab, (__m512d)cd);
+    __m512 quarters = _mm512_add_ps((__m512)low, (__m512)high); /* each has a, b, c and d */
+    __m256 halves = _mm256_add_ps(_mm512_castps512_ps256(quarters),
+                                  (__m256)_mm512_extractf64x4_pd((__m512d)quarters, 1));
+    return _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
+}
+#endif
+
+INLINE void four_dots_float(const float *restrict a, const float *restrict b, float *restrict out,
+                            const int64_t width) {
+#if defined(__AVX512F__)
+    if (width % 16 == 0) {
+        __m512 sums[QUAD];
+#pragma GCC unroll 4
+        for (int i = 0; i < QUAD; i++) {
+            sums[i] = _mm512_setzero_ps();
+            for (int64_t d = i * width; d < (i + 1) * width; d += 16)
+                sums[i] = _mm512_fmadd_ps(_mm512_loadu_ps(a + d), _mm512_loadu_ps(b + d), sums[i]);
+        }
+        _mm_storeu_ps(out, sums_of_four(sums));
+        return;
     }
-    for (int64_t l = 0; l < length; l++)
-        for (int64_t r = 0; r < rows; r++) {
-            float score = scores[l * BLOCK + r];
-            highest[r] = score > highest[r] ? score : highest[r];
-        }
-    for (int64_t l = 0; l < length; l++)
-        for (int64_t r = 0; r < rows; r++) {
-            float weight = exp_negative(scores[l * BLOCK + r] - highest[r]);
-            scores[l * BLOCK + r] = weight;
-            sums[r] += weight;
-        }
+#endif
+    for (int i = 0; i < QUAD; i++, a += width, b += width) {
+        float sum = 0.0f;
+        for (int64_t d = 0; d < width; d++)
+            sum += a[d] * b[d];
+        out[i] = sum;
+    }
 }
 
-/* q, out: (R, D); k, v: (L, R, D); is_real: (R, L) or null, one byte each; scratch: for each task,
- * (L + D) * BLOCK floats. All contiguous. */
-#define DEFINE_ATTENTION(type)                                                                    \
-    static inline __attribute__((always_inline)) void block_##type(                               \
-        const type *restrict q, const type *restrict k, const type *restrict v,                   \
-        const uint8_t *restrict is_real, type *restrict out, float *restrict scratch,             \
-        int64_t length, int64_t num_rows, const int64_t width, int64_t first, int64_t rows,       \
-        float scale) {                                                                            \
-        float *restrict scores = scratch;                  /* (L, BLOCK) */                       \
-        float *restrict values = scratch + length * BLOCK; /* (BLOCK, D) */                       \
-        float sums[BLOCK];                                                                        \
-        for (int64_t l = 0; l < length; l++) {                                                    \
-            const type *keys = k + (l * num_rows + first) * width;                                \
-            for (int64_t r = 0; r < rows; r++)                                                    \
-                scores[l * BLOCK + r] =                                                           \
-                    scale * dot_##type(q + (first + r) * width, keys + r * width, width);         \
-            if (is_real)                                                                          \
-                for (int64_t r = 0; r < rows; r++)                                                \
-                    if (!is_real[(first + r) * length + l])                                       \
-                        scores[l * BLOCK + r] = MASKED;                                           \
-        }                                                                                         \
-        softmax(scores, sums, length, rows);                                                      \
-        memset(values, 0, sizeof(float) * rows * width);                                          \
-        int64_t l = 0;                                                                            \
-        for (; l + 4 <= length; l += 4) { /* four at a time: sums are loaded and stored less often */ \
-            const type *seen = v + (l * num_rows + first) * width;                                \
-            const int64_t next = num_rows * width;                                                \
-            for (int64_t r = 0; r < rows; r++) {                                                  \
-                const float *weights = scores + l * BLOCK + r;                                    \
-                float w0 = weights[0], w1 = weights[BLOCK];                                       \
-                float w2 = weights[2 * BLOCK], w3 = weights[3 * BLOCK];                           \
-                const type *own = seen + r * width;                                               \
-                for (int64_t d = 0; d < width; d++)                                               \
-                    values[r * width + d] +=                                                      \
-                        w0 * load_##type(own[d]) + w1 * load_##type(own[next + d]) +              \
-                        w2 * load_##type(own[2 * next + d]) + w3 * load_##type(own[3 * next + d]); \
-            }                                                                                     \
-        }                                                                                         \
-        for (; l < length; l++) {                                                                 \
-            const type *seen = v + (l * num_rows + first) * width;                                \
-            for (int64_t r = 0; r < rows; r++)                                                    \
-                for (int64_t d = 0; d < width; d++)                                               \
-                    values[r * width + d] += scores[l * BLOCK + r] * load_##type(seen[r * width + d]); \
-        }                                                                                         \
-        for (int64_t r = 0; r < rows; r++)                                                        \
-            for (int64_t d = 0; d < width; d++)                                                   \
-                out[(first + r) * width + d] = store_##type(values[r * width + d] / sums[r]);     \
-    }                                                                                             \
-                                                                                                  \
-    void attend_##type(const type *q, const type *k, const type *v, const uint8_t *is_real,       \
-                       type *out, float *scratch, int64_t length, int64_t num_rows,               \
-                       int64_t width, float scale) {                                              \
-        int64_t tasks = (num_rows + BLOCK - 1) / BLOCK;                                           \
-        int64_t floats = (length + width) * BLOCK;                                                \
-        _Pragma("omp parallel for schedule(static)") for (int64_t task = 0; task < tasks; task++) { \
-            int64_t first = task * BLOCK;                                                         \
-            int64_t rows = num_rows - first < BLOCK ? num_rows - first : BLOCK;                   \
-            float *own = scratch + task * floats;                                                 \
-            /* What is known beforehand can be unrolled: the usual head sizes. */                 \
-            if (width == 64)                                                                      \
-                block_##type(q, k, v, is_real, out, own, length, num_rows, 64, first, rows, scale); \
-            else if (width == 128)                                                                \
-                block_##type(q, k, v, is_real, out, own, length, num_rows, 128, first, rows, scale); \
-            else                                                                                  \
-                block_##type(q, k, v, is_real, out, own, length, num_rows, width, first, rows,    \
-                             scale);                                                              \
-        }                                                                                         \
+INLINE void four_dots_bfloat16(const bfloat16 *restrict a, const bfloat16 *restrict b,
+                               float *restrict out, const int64_t width) {
+#if HAS_BFLOAT16
+    if (width % 32 == 0) {
+        __m512 sums[QUAD];
+#pragma GCC unroll 4
+        for (int i = 0; i < QUAD; i++) {
+            sums[i] = _mm512_setzero_ps();
+            for (int64_t d = i * width; d < (i + 1) * width; d += 32)
+                sums[i] = _mm512_dpbf16_ps(sums[i], (__m512bh)_mm512_loadu_si512(a + d),
+                                           (__m512bh)_mm512_loadu_si512(b + d));
+        }
+        _mm_storeu_ps(out, sums_of_four(sums));
+        return;
     }
+#endif
+    for (int i = 0; i < QUAD; i++, a += width, b += width) {
+        float sum = 0.0f;
+        for (int64_t d = 0; d < width; d++)
+            sum += widen_bfloat16(a[d]) * widen_bfloat16(b[d]);
+        out[i] = sum;
+    }
+}
 
-DEFINE_ATTENTION(float)
-DEFINE_ATTENTION(bfloat16)
+/* What weights are rounded to before they are multiplied with values. */
+INLINE floats round_float(floats weights) { return weights; }
+INLINE floats round_bfloat16(floats weights) {
+    ints bits = (ints)weights;
+    return (floats)((bits + 0x7fff + ((bits >> 16) & 1)) & ~0xffff);
+}
+
+/* values[d] += sum over `count` positions of weights[l * BLOCK] * v[l * next + d]. */
+
+INLINE void add_values_float(float *restrict values, const float *restrict weights,
+                             const float *restrict v, int64_t next, const int64_t width,
+                             const int64_t count) {
+    for (int64_t d = 0; d < width; d++) {
+        float sum = values[d];
+        for (int64_t l = 0; l < count; l++)
+            sum += weights[l * BLOCK] * v[l * next + d];
+        values[d] = sum;
+    }
+}
+
+#if HAS_BFLOAT16
+/* Two positions at once, so that their values are pairs. Where `width` is a multiple of 32, sums
+ * lie where `place_bfloat16` says. */
+INLINE void add_pairs(float *restrict values, const float *restrict weights,
+                      const bfloat16 *restrict v, int64_t next, const int64_t width,
+                      const int64_t count) {
+    for (int64_t d = 0; d < width; d += 32) {
+        __m512 low = _mm512_loadu_ps(values + d), high = _mm512_loadu_ps(values + d + 16);
+        for (int64_t l = 0; l < count; l += 2) {
+            uint32_t first, second = 0;
+            memcpy(&first, weights + l * BLOCK, sizeof first);
+            __m512i a = _mm512_loadu_si512(v + l * next + d), b = _mm512_setzero_si512();
+            if (l + 1 < count) {
+                memcpy(&second, weights + (l + 1) * BLOCK, sizeof second);
+                b = _mm512_loadu_si512(v + (l + 1) * next + d);
+            }
+            __m512bh pair = (__m512bh)_mm512_set1_epi32((int32_t)(first >> 16 | second));
+            low = _mm512_dpbf16_ps(low, (__m512bh)_mm512_unpacklo_epi16(a, b), pair);
+            high = _mm512_dpbf16_ps(high, (__m512bh)_mm512_unpackhi_epi16(a, b), pair);
+        }
+        _mm512_storeu_ps(values + d, low);
+        _mm512_storeu_ps(values + d + 16, high);
+    }
+}
+#endif
+
+INLINE void add_values_bfloat16(float *restrict values, const float *restrict weights,
+                                const bfloat16 *restrict v, int64_t next, const int64_t width,
+                                const int64_t count) {
+#if HAS_BFLOAT16
+    if (width % 32 == 0) {
+        add_pairs(values, weights, v, next, width, count);
+        return;
+    }
+#endif
+    for (int64_t d = 0; d < width; d++) {
+        float sum = values[d];
+        for (int64_t l = 0; l < count; l++)
+            sum += weights[l * BLOCK] * widen_bfloat16(v[l * next + d]);
+        values[d] = sum;
+    }
+}
+
+/* Where the sum of element d is. */
+INLINE int64_t place_float(int64_t d, int64_t width) {
+    (void)width;
+    return d;
+}
+
+INLINE int64_t place_bfloat16(int64_t d, int64_t width) {
+#if HAS_BFLOAT16
+    if (width % 32 == 0) /* of each 8, the first 4 are in the low half of 32, the others in the high */
+        return d / 32 * 32 + d % 8 / 4 * 16 + d % 32 / 8 * 4 + d % 4;
+#endif
+    (void)width;
+    return d;
+}
+
+#define TYPE float
+#include "decode_attention.h"
+#undef TYPE
+
+#define TYPE bfloat16
+#include "decode_attention.h"

@@ -18,7 +18,7 @@ from functools import cache
 import torch
 from torch.nn import functional
 
-from flexbench.dist.kernels.linear import DenseMap
+from flexbench.dist.kernels.linear import DenseMap, finished
 from flexbench.dist.policy import CompressionConfig
 
 _DTYPE = torch.bfloat16
@@ -94,10 +94,17 @@ class FourBitMap:
         self._packed = data[:size].view(rows, width // 2)
         self._bounds_GN2 = data[size:].view(_DTYPE).view(-1, rows, 2)
 
-    def apply(self, x: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
-        """(..., K) to (..., N), in x's type."""
+    def apply(
+        self,
+        x: torch.Tensor,
+        bias_N: torch.Tensor | None = None,
+        *,
+        is_relu: bool = False,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """relu(x W^T + bias) + residual, in x's type: (..., K) to (..., N)."""
         if x.numel() >= _DENSE_ROWS * x.shape[-1]:
-            return DenseMap(self.dense()).apply(x, bias_N)
+            return DenseMap(self.dense()).apply(x, bias_N, is_relu=is_relu, residual=residual)
         rows = x.reshape(-1, x.shape[-1]).to(_DTYPE)
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(
             rows, self._packed, self._group_size, self._bounds_GN2
@@ -105,7 +112,8 @@ class FourBitMap:
         y = y[:, : self._num_rows].to(x.dtype)
         if bias_N is not None:
             y = y + bias_N
-        return y.view(*x.shape[:-1], self._num_rows)
+        y = y.view(*x.shape[:-1], self._num_rows)
+        return finished(y, is_relu=is_relu, residual=residual)
 
     def dense(self) -> torch.Tensor:
         """The matrix (N, K) in the model's type."""

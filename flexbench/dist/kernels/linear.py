@@ -1,10 +1,10 @@
-"""y = x W^T + b with weights in the model's type.
+"""y = relu(x W^T + b) + r with weights in the model's type.
 
-Letters in names of shapes: N outputs, K inputs; x is (..., K), y is (..., N).
+Letters in names of shapes: N outputs, K inputs; x is (..., K), y and the residual r are (..., N).
 
-On a CPU the product is oneDNN's, also in float32, where torch itself would ask MKL, which does not
-use all that CPUs of other makers have. Weights that stay in memory are packed once into the blocks
-that oneDNN works with, or it would do that again in every call.
+On a CPU the product is our own, or oneDNN's, also in float32, where torch itself would ask MKL,
+which does not use all that CPUs of other makers have. Weights that stay in memory are packed once
+into the order in which they are read.
 """
 
 from __future__ import annotations
@@ -15,18 +15,43 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from flexbench.dist.kernels import panel_product
+from flexbench.dist.kernels.panel_product import PanelMatrix
 
-class LinearMap(Protocol):
-    """A matrix (N, K) that is multiplied with."""
 
-    def apply(self, x: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
-        """(..., K) to (..., N), in x's type."""
+class Product(Protocol):
+    """What multiplies with a matrix (N, K)."""
+
+    def apply(
+        self,
+        x: torch.Tensor,
+        bias_N: torch.Tensor | None = None,
+        *,
+        is_relu: bool = False,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """relu(x W^T + bias) + residual, in x's type: (..., K) to (..., N)."""
 
     def dense(self) -> torch.Tensor:
         """The matrix itself, in the model's type."""
 
+
+class LinearMap(Product, Protocol):
+    """A matrix (N, K) that is multiplied with, and of which rows are looked up."""
+
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Some of its rows: `index` of shape (...) gives (..., K)."""
+
+
+def finished(
+    y: torch.Tensor, *, is_relu: bool = False, residual: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What comes after a product, in the memory of its result."""
+    if is_relu:
+        y.relu_()
+    if residual is not None:
+        y.add_(residual)
+    return y
 
 
 class DenseMap:
@@ -36,11 +61,18 @@ class DenseMap:
         self._weight_NK = weight_NK
         self._is_onednn = has_onednn(weight_NK)
 
-    def apply(self, x: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
-        """(..., K) to (..., N), in x's type."""
-        if self._is_onednn:
-            return _onednn_linear(x, self._weight_NK, bias_N)
-        return functional.linear(x, self._weight_NK, bias_N)
+    def apply(
+        self,
+        x: torch.Tensor,
+        bias_N: torch.Tensor | None = None,
+        *,
+        is_relu: bool = False,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """relu(x W^T + bias) + residual, in x's type: (..., K) to (..., N)."""
+        product = _onednn_linear if self._is_onednn else functional.linear
+        y = product(x, self._weight_NK, bias_N)
+        return finished(y, is_relu=is_relu, residual=residual)
 
     def dense(self) -> torch.Tensor:
         """The matrix itself."""
@@ -52,7 +84,7 @@ class DenseMap:
 
 
 class PackedMap:
-    """A matrix in oneDNN's blocks, which take as much memory as the matrix.
+    """A matrix in the order in which it is read, which takes as much memory as the matrix.
 
     It is packed when it is used for the second time. The first product, a prompt's, is computed
     from the matrix as it is, perhaps mapped from a file, or from the pieces that make it up: so the
@@ -60,40 +92,86 @@ class PackedMap:
     """
 
     def __init__(self, *pieces_NK: torch.Tensor) -> None:
-        """Of matrices below each other, for which `has_onednn` has to hold. They may be kept."""
+        """Of matrices below each other, for which `can_be_packed` has to hold. They may be kept."""
         self._pieces: tuple[torch.Tensor, ...] = pieces_NK
-        self._packed: torch.Tensor | None = None
+        self._packed: Product | None = None
         self._is_used = False
 
-    def apply(self, x: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
-        """(..., K) to (..., N), in x's type."""
+    def apply(
+        self,
+        x: torch.Tensor,
+        bias_N: torch.Tensor | None = None,
+        *,
+        is_relu: bool = False,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """relu(x W^T + bias) + residual, in x's type: (..., K) to (..., N)."""
         if not self._is_used:
             self._is_used = True
-            return self._apply_pieces(x, bias_N)
+            y = self._apply_pieces(x, bias_N)
+            return finished(y, is_relu=is_relu, residual=residual)
         if self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self.dense(), None)
+            is_panels = panel_product.fits(x.dtype, x.shape[-1])
+            self._packed = PanelMatrix(self._pieces) if is_panels else _OneDnnMatrix(self.dense())
             self._pieces = ()
-        return _onednn_linear(x, self._packed, bias_N)
+        return self._packed.apply(x, bias_N, is_relu=is_relu, residual=residual)
 
     def _apply_pieces(self, x: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
         sizes = [len(piece) for piece in self._pieces]
         biases = [None] * len(sizes) if bias_N is None else bias_N.split(sizes)
         outputs = [
-            _onednn_linear(x, piece, bias) for piece, bias in zip(self._pieces, biases, strict=True)
+            DenseMap(piece).apply(x, bias) for piece, bias in zip(self._pieces, biases, strict=True)
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
     def dense(self) -> torch.Tensor:
         """The matrix itself, unpacked if need be."""
         if self._packed is not None:
-            weight_NK: torch.Tensor = self._packed.to_dense()
-            return weight_NK
+            return self._packed.dense()
         pieces = self._pieces
         return pieces[0].contiguous() if len(pieces) == 1 else torch.cat(pieces)
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Some of its rows: `index` of shape (...) gives (..., K). All are unpacked for it."""
         return self.dense()[index]
+
+
+class _OneDnnMatrix:
+    """A matrix in oneDNN's blocks."""
+
+    def __init__(self, weight_NK: torch.Tensor) -> None:
+        self._packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_NK, None)
+
+    def apply(
+        self,
+        x: torch.Tensor,
+        bias_N: torch.Tensor | None = None,
+        *,
+        is_relu: bool = False,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        y = _onednn_linear(x, self._packed, bias_N)
+        return finished(y, is_relu=is_relu, residual=residual)
+
+    def dense(self) -> torch.Tensor:
+        weight_NK: torch.Tensor = self._packed.to_dense()
+        return weight_NK
+
+
+def can_be_packed(weight_NK: torch.Tensor) -> bool:
+    """Whether there is a better order for a matrix of this type and width on this device."""
+    if weight_NK.device.type != "cpu":
+        return False
+    return panel_product.fits(weight_NK.dtype, weight_NK.shape[1]) or has_onednn(weight_NK)
+
+
+def describe(dtype: torch.dtype, *, on_gpu: bool) -> str:
+    """What multiplies with weights that stay in memory: 'compiled', 'onednn' or 'torch'."""
+    if on_gpu:
+        return "torch"
+    if panel_product.fits(dtype, 2):
+        return "compiled"
+    return "onednn" if _has_onednn(dtype) else "torch"
 
 
 def has_onednn(weight_NK: torch.Tensor) -> bool:

@@ -30,7 +30,27 @@ def draw(values: Any, prompts: range | None = None, **changed: Any) -> list[int]
 
 
 def test_greedy_takes_the_likeliest() -> None:
-    assert greedy(torch.tensor([[0.0, 3.0, 1.0], [-1.0, -2.0, -0.5]])).tolist() == [1, 2]
+    tokens, logits = greedy(torch.tensor([[0.0, 3.0, 1.0], [-1.0, -2.0, -0.5]]))
+    assert tokens.tolist() == [1, 2]
+    assert logits.tolist() == [3.0, -0.5]
+
+
+@pytest.mark.parametrize("vocabulary", [1, 2, 64, 97, 640, 50272])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_greedy_is_argmax_for_any_vocabulary(vocabulary: int, dtype: torch.dtype) -> None:
+    """Half types round many logits to the same: the first of equals counts."""
+    logits = torch.randn(5, vocabulary, generator=torch.Generator().manual_seed(1)).to(dtype)
+    tokens, highest = greedy(logits)
+    expected = [row.index(max(row)) for row in logits.tolist()]
+    assert tokens.tolist() == expected
+    assert highest.tolist() == [max(row) for row in logits.tolist()]
+
+
+def test_greedy_shows_what_is_not_a_number() -> None:
+    logits = torch.zeros(3, 96)
+    logits[1, 70] = float("nan")
+    logits[2, 5] = float("inf")
+    assert torch.isfinite(greedy(logits)[1]).tolist() == [True, False, False]
 
 
 # --- what a draw depends on ---
@@ -124,8 +144,8 @@ def test_one_draw_says_nothing_about_the_next() -> None:
 def test_a_low_temperature_is_greedy(temperature: float) -> None:
     values = logits(100)
 
-    assert draw(values, temperature=temperature) == greedy(values).tolist()
-    assert draw(values * 1e30, temperature=temperature) == greedy(values).tolist()
+    assert draw(values, temperature=temperature) == greedy(values)[0].tolist()
+    assert draw(values * 1e30, temperature=temperature) == greedy(values)[0].tolist()
 
 
 def test_a_high_temperature_forgets_the_logits() -> None:

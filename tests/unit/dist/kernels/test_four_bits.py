@@ -75,6 +75,15 @@ def test_the_product_is_that_of_its_own_matrix(
     assert (y.double() - exact).norm() <= 2**-7 * exact.norm()
 
 
+@pytest.mark.parametrize("num_rows", [3, 200])
+def test_what_comes_after_the_product(num_rows: int) -> None:
+    matrix = compressed(random_tensor(64, 128, dtype=torch.float32, seed=2))
+    x = random_tensor(num_rows, 128, dtype=torch.float32, seed=3)
+    residual = random_tensor(num_rows, 64, dtype=torch.float32, seed=4)
+    y = matrix.apply(x, is_relu=True, residual=residual)
+    assert torch.allclose(y, matrix.apply(x, None).relu() + residual, atol=1e-5)
+
+
 def test_groups_of_equal_elements() -> None:
     weight = torch.full((64, 128), 0.75)
     assert torch.equal(compressed(weight).dense(), weight)

@@ -8,7 +8,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="flexbench dist needs torch")
 
-from flexbench.dist.kernels.linear import DenseMap, PackedMap, has_onednn  # noqa: E402
+from flexbench.dist.kernels import panel_product  # noqa: E402
+from flexbench.dist.kernels.linear import DenseMap, PackedMap, can_be_packed, has_onednn  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
@@ -35,8 +36,8 @@ def by_hand(x: Any, weight: Any, bias: Any) -> tuple[Any, Any]:
 def test_products(dtype: Any, shape: tuple[int, int, int], has_bias: bool, kind: Any) -> None:
     rows, width, outputs = shape
     weight = random_tensor(outputs, width, dtype=dtype, seed=1)
-    if kind is PackedMap and not has_onednn(weight):
-        pytest.skip(f"oneDNN has no product for {dtype} here")
+    if kind is PackedMap and not can_be_packed(weight):
+        pytest.skip(f"{dtype} is not packed here")
     x = random_tensor(rows, width, dtype=dtype, seed=2)
     bias = random_tensor(outputs, dtype=dtype, seed=3) if has_bias else None
 
@@ -79,6 +80,30 @@ def test_a_matrix_of_several_pieces(has_bias: bool) -> None:
     for _ in range(3):
         assert ((matrix.apply(x, bias).double() - expected).abs() <= tolerance).all()
         assert torch.equal(matrix.dense(), torch.cat(pieces))
+
+
+@pytest.mark.parametrize("is_compiled", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("kind", [DenseMap, PackedMap])
+def test_what_comes_after_the_product(
+    monkeypatch: pytest.MonkeyPatch, kind: Any, dtype: Any, is_compiled: bool
+) -> None:
+    """relu(x W^T + b) + r, rounded up to three times where torch does it in steps."""
+    if not is_compiled:
+        monkeypatch.setattr(panel_product, "fits", lambda *_: False)
+    weight = random_tensor(50, 70, dtype=dtype, seed=1)
+    x = random_tensor(3, 70, dtype=dtype, seed=2)
+    bias = random_tensor(50, dtype=dtype, seed=3)
+    residual = random_tensor(3, 50, dtype=dtype, seed=4)
+    before = residual.clone()
+    exact, tolerance = by_hand(x, weight, bias)
+    exact = exact.relu() + residual.double()
+    tolerance = tolerance + torch.finfo(dtype).eps * exact.abs()
+    matrix = kind(weight)
+    for _ in range(3):
+        y = matrix.apply(x, bias, is_relu=True, residual=residual)
+        assert ((y.double() - exact).abs() <= tolerance).all()
+        assert torch.equal(residual, before)
 
 
 def test_what_is_packed_is_let_go() -> None:

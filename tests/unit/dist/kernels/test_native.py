@@ -12,12 +12,9 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="flexbench dist needs torch")
 
-from flexbench.dist.kernels import native  # noqa: E402
+from flexbench.dist.kernels import decode_attention, native, panel_product  # noqa: E402
 
-ASK = (
-    "import torch; from flexbench.dist.kernels import native; "
-    "print(native.is_available(torch.bfloat16))"
-)
+ASK = "from flexbench.dist.kernels import native; print(native.library() is not None)"
 HAS_COMPILER = (
     sys.platform == "linux"
     and shutil.which(os.environ.get("CC", "cc")) is not None
@@ -61,5 +58,6 @@ def test_a_folder_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
 
 
 def test_other_types_have_none() -> None:
-    assert not native.is_available(torch.float16)
-    assert not native.is_available(torch.float64)
+    for dtype in (torch.float16, torch.float64):
+        assert not decode_attention.is_available(dtype)
+        assert not panel_product.fits(dtype, 64)

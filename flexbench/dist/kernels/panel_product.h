@@ -1,0 +1,157 @@
+/* The product of one type: included by panel_product.c for each TYPE, of which STEP inputs are
+ * multiplied at once. */
+
+/* W, (N, K) with `stride` elements from row to row, to panels (N / PANEL, K / STEP, PANEL, STEP).
+ * It is a piece of a larger matrix, of which it has the rows from `first` on. Those of the last
+ * panel that no piece has are 0. */
+void OF_TYPE(pack)(const TYPE *w, TYPE *panels, int64_t first, int64_t N, int64_t K, int64_t stride,
+                   int32_t num_threads) {
+    int64_t end = (first + N + PANEL - 1) / PANEL;
+#pragma omp parallel for schedule(static) num_threads(num_threads)
+    for (int64_t panel = first / PANEL; panel < end; panel++) {
+        TYPE *to = panels + panel * PANEL * K;
+        int64_t start = panel * PANEL - first;
+        for (int64_t k = 0; k < K; k += STEP)
+            for (int64_t row = start; row < start + PANEL; row++, to += STEP) {
+                if (row >= N)
+                    memset(to, 0, STEP * sizeof(TYPE));
+                else if (row >= 0)
+                    memcpy(to, w + row * stride + k, STEP * sizeof(TYPE));
+            }
+    }
+}
+
+INLINE void OF_TYPE(finish_row)(const float *restrict sums, const TYPE *bias, const TYPE *residual,
+                                TYPE *out, int32_t is_relu, const int64_t count) {
+    for (int64_t n = 0; n < count; n++) {
+        float y = sums[n];
+        if (bias)
+            y += OF_TYPE(widen)(bias[n]);
+        if (is_relu)
+            y = y < 0.0f ? 0.0f : y; /* NaN stays NaN */
+        if (residual)
+            y += OF_TYPE(widen)(residual[n]);
+        out[n] = OF_TYPE(narrow)(y);
+    }
+}
+
+/* A tile's sums to `out`, from row `m` and output `n` on. */
+static __attribute__((noinline)) void OF_TYPE(finish)(const float *sums, const struct epilogue *then,
+                                                      TYPE *out, int64_t m, int64_t n, int64_t N,
+                                                      int64_t rows) {
+    const TYPE *bias = then->bias ? (const TYPE *)then->bias + n : 0;
+    for (int64_t end = m + rows; m < end; m++, sums += PANEL) {
+        int64_t at = m * N + n;
+        const TYPE *residual = then->residual ? (const TYPE *)then->residual + at : 0;
+        if (N - n >= PANEL) /* what is known beforehand is vectorized without a remainder */
+            OF_TYPE(finish_row)(sums, bias, residual, out + at, then->is_relu, PANEL);
+        else
+            OF_TYPE(finish_row)(sums, bias, residual, out + at, then->is_relu, N - n);
+    }
+}
+
+/* x, (rows, K), to (K / STEP, rows, STEP), as a tile reads it: rows far from each other, at powers of
+ * two above all, would drive each other out of the cache. */
+static void OF_TYPE(pack_rows)(const TYPE *restrict x, TYPE *restrict to, int64_t rows, int64_t K) {
+    for (int64_t k = 0; k < K; k += STEP)
+        for (int64_t m = 0; m < rows; m++, to += STEP)
+            memcpy(to, x + m * K + k, STEP * sizeof(TYPE));
+}
+
+/* Sums (rows, PANEL) of some packed rows and a panel. Where there are `lines`, one after `next` is
+ * asked for in each step: while a panel's later rows are computed, the next panel is on its way. Else
+ * the panel itself is read from memory, and what is AHEAD is asked for: the processor does so by
+ * itself within a page only. */
+INLINE void OF_TYPE(tile)(const TYPE *restrict x, const TYPE *restrict w, float *restrict out,
+                          int64_t K, const char *next, int64_t lines, const int rows) {
+    floats sums[TILE_ROWS][2];
+    for (int m = 0; m < rows; m++)
+        sums[m][0] = sums[m][1] = (floats){0};
+    for (int64_t step = 0; step < K / STEP; step++) {
+        const TYPE *weights = w + step * STEP * PANEL;
+        if (lines == 0) {
+            __builtin_prefetch((const char *)weights + AHEAD, 0, 2);
+            __builtin_prefetch((const char *)weights + AHEAD + PANEL * 2, 0, 2);
+        } else if (step < lines) {
+            __builtin_prefetch(next + step * LINE, 0, 2);
+        }
+        OF_TYPE(step)(sums, x + step * STEP * rows, weights, rows);
+    }
+    memcpy(out, sums, sizeof(floats) * 2 * rows);
+}
+
+static void OF_TYPE(some_rows)(const TYPE *x, const TYPE *w, float *out, int64_t K, const char *next,
+                               int64_t lines, int rows) {
+#define CASE(count)                                                                                \
+    case count:                                                                                    \
+        OF_TYPE(tile)(x, w, out, K, next, lines, count);                                           \
+        break;
+    switch (rows) { /* what is known beforehand stays in registers */
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if TILE_ROWS == 12
+        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
+    }
+#undef CASE
+}
+
+/* The rows of a block are cut into tiles of nearly the same size; this is where number t begins. */
+INLINE int64_t OF_TYPE(tile_start)(int64_t t, int64_t rows) {
+    return t * rows / ((rows + TILE_ROWS - 1) / TILE_ROWS);
+}
+
+/* One panel of outputs, n from panel * PANEL on, of `rows` packed rows, m from `first` on. */
+static void OF_TYPE(panel)(const TYPE *x, const TYPE *panels, const struct epilogue *then, TYPE *out,
+                           int64_t N, int64_t K, int64_t panel, int64_t first, int64_t rows) {
+    const TYPE *w = panels + panel * PANEL * K;
+    int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+    int64_t lines = PANEL * K * (int64_t)sizeof(TYPE) / LINE;
+    if (tiles == 1 || (panel + 1) * PANEL >= N)
+        lines = 0;
+    for (int64_t t = 0; t < tiles; t++) {
+        int64_t m = OF_TYPE(tile_start)(t, rows), count = OF_TYPE(tile_start)(t + 1, rows) - m;
+        int64_t from = t * lines / tiles, to = (t + 1) * lines / tiles;
+        float sums[TILE_ROWS * PANEL];
+        OF_TYPE(some_rows)(x + m * K, w, sums, K, (const char *)(w + PANEL * K) + from * LINE,
+                           to - from, (int)count);
+        OF_TYPE(finish)(sums, then, out, first + m, panel * PANEL, N, count);
+    }
+}
+
+/* All contiguous; K is a multiple of STEP. `scratch` has num_threads * ROWS_AT_ONCE * K elements.
+ * Threads share a block of rows and take panels, unless there are blocks enough for all. */
+void OF_TYPE(multiply)(const TYPE *x, const TYPE *panels, const TYPE *bias, const TYPE *residual,
+                       TYPE *out, TYPE *scratch, int64_t M, int64_t N, int64_t K, int32_t is_relu,
+                       int32_t num_threads) {
+    struct epilogue then = {bias, residual, is_relu};
+    int64_t num_panels = (N + PANEL - 1) / PANEL;
+    int64_t blocks = (M + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    if (blocks > 2 * num_threads) {
+        blocks = (blocks + num_threads - 1) / num_threads * num_threads;
+#pragma omp parallel for schedule(static) num_threads(num_threads)
+        for (int64_t block = 0; block < blocks; block++) {
+            int64_t first = block * M / blocks, rows = (block + 1) * M / blocks - first;
+            TYPE *own = scratch + omp_get_thread_num() * ROWS_AT_ONCE * K;
+            for (int64_t m = 0, t = 0; m < rows; m = OF_TYPE(tile_start)(++t, rows))
+                OF_TYPE(pack_rows)(x + (first + m) * K, own + m * K,
+                                   OF_TYPE(tile_start)(t + 1, rows) - m, K);
+            for (int64_t panel = 0; panel < num_panels; panel++)
+                OF_TYPE(panel)(own, panels, &then, out, N, K, panel, first, rows);
+        }
+        return;
+    }
+#pragma omp parallel num_threads(num_threads)
+    for (int64_t block = 0; block < blocks; block++) {
+        int64_t first = block * M / blocks, rows = (block + 1) * M / blocks - first;
+        int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
+#pragma omp for schedule(static)
+        for (int64_t t = 0; t < tiles; t++) {
+            int64_t m = OF_TYPE(tile_start)(t, rows);
+            OF_TYPE(pack_rows)(x + (first + m) * K, scratch + m * K,
+                               OF_TYPE(tile_start)(t + 1, rows) - m, K);
+        }
+#pragma omp for schedule(static)
+        for (int64_t panel = 0; panel < num_panels; panel++)
+            OF_TYPE(panel)(scratch, panels, &then, out, N, K, panel, first, rows);
+    }
+}

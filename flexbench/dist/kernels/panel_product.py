@@ -1,0 +1,88 @@
+"""y = x W^T + b on a CPU, by panel_product.c: from one row of x to thousands.
+
+Letters in names of shapes: N outputs, K inputs; x is (..., K), y is (..., N).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+
+from flexbench.dist.kernels.native import address, library
+
+_ROWS_AT_ONCE = 96  # ROWS_AT_ONCE in the source
+_NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
+_STEPS = {torch.float32: 1, torch.bfloat16: 2}  # inputs that are multiplied at once
+
+
+def fits(dtype: torch.dtype, num_inputs: int) -> bool:
+    """Whether there is a product with matrices of this type and width on this machine."""
+    kernels = library()
+    if kernels is None or dtype not in _NAMES or num_inputs % _STEPS[dtype]:
+        return False
+    return dtype == torch.float32 or bool(kernels.has_bfloat16_product())
+
+
+class PanelMatrix:
+    """A matrix (N, K) in panels: a few outputs of all inputs, one after the other.
+
+    It takes as much memory as the matrix, with N filled up to whole panels of at most 32.
+    """
+
+    def __init__(self, pieces_NK: Sequence[torch.Tensor]) -> None:
+        """Of matrices below each other, on a CPU, for which `fits` has to hold. They are copied."""
+        kernels = library()
+        assert kernels is not None
+        self._kernels = kernels
+        self._num_inputs, dtype = pieces_NK[0].shape[1], pieces_NK[0].dtype
+        self._num_outputs = sum(len(piece) for piece in pieces_NK)
+        self._panel = int(kernels.panel_outputs())
+        num_panels = -(-self._num_outputs // self._panel)
+        self._panels = torch.empty(num_panels, self._num_inputs * self._panel, dtype=dtype)
+        first = 0
+        for piece in pieces_NK:
+            piece = piece if piece.stride(1) == 1 else piece.contiguous()
+            sizes = (first, len(piece), self._num_inputs, piece.stride(0))
+            getattr(kernels, f"pack_{_NAMES[dtype]}")(
+                address(piece),
+                address(self._panels),
+                *map(ctypes.c_int64, sizes),
+                ctypes.c_int32(torch.get_num_threads()),
+            )
+            first += len(piece)
+
+    def apply(
+        self,
+        x: torch.Tensor,
+        bias_N: torch.Tensor | None = None,
+        *,
+        is_relu: bool = False,
+        residual: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """relu(x W^T + bias) + residual: (..., K) to (..., N), rounded to x's type once."""
+        x, dtype, threads = x.contiguous(), self._panels.dtype, torch.get_num_threads()
+        assert x.dtype == dtype
+        shape = (*x.shape[:-1], self._num_outputs)
+        if bias_N is not None:
+            bias_N = bias_N.contiguous()
+        if residual is not None:
+            assert residual.shape == shape
+            residual = residual.contiguous()
+        out = torch.empty(shape, dtype=dtype)
+        num_rows = x.numel() // self._num_inputs
+        rows_at_once = min(num_rows, threads * _ROWS_AT_ONCE)
+        scratch = torch.empty(rows_at_once * self._num_inputs, dtype=dtype)
+        getattr(self._kernels, f"multiply_{_NAMES[dtype]}")(
+            *map(address, (x, self._panels, bias_N, residual, out, scratch)),
+            *map(ctypes.c_int64, (num_rows, self._num_outputs, self._num_inputs)),
+            *map(ctypes.c_int32, (is_relu, threads)),
+        )
+        return out
+
+    def dense(self) -> torch.Tensor:
+        """The matrix itself, (N, K)."""
+        step = _STEPS[self._panels.dtype]
+        panels = self._panels.view(len(self._panels), -1, self._panel, step)
+        return panels.transpose(1, 2).reshape(-1, self._num_inputs)[: self._num_outputs]
