@@ -55,6 +55,7 @@ class Transfers:
         self._largest_load = max(weight.load_bytes for weight in weights)
         self._is_overlapped = is_overlapped
         self._memory = ReusedMemory()
+        self._nothing = torch.empty(0, dtype=torch.uint8)
         self._weight_loads: dict[int, Ticket] = {}
         self._cache_loads: dict[int, Ticket] = {}
         self._hidden_loads: dict[int, Ticket] = {}
@@ -138,10 +139,13 @@ class Transfers:
         return self._ready
 
     def _weight_buffer(self, step: Step) -> torch.Tensor:
+        load_bytes = self._weights[step.layer].load_bytes
+        if not load_bytes:
+            return self._nothing
         turn = step.visit % 2 if self._is_overlapped else 0
         size = (self._largest_load,)
         buffer = self._memory.get(("weight", turn), size, torch.uint8, self._device)
-        return buffer[: self._weights[step.layer].load_bytes]
+        return buffer[:load_bytes]
 
     # --- cache ---
 

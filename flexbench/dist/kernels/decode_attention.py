@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ctypes
-
 import torch
 
-from flexbench.dist.kernels.native import address, library
+from flexbench.dist.kernels.native import address, function, library
 
 _BLOCK = 16  # BLOCK in the source
 _FUNCTIONS = {torch.float32: "attend_float", torch.bfloat16: "attend_bfloat16"}
@@ -33,8 +31,6 @@ def decode_attention(
     `k_LRD` and `v_LRD` are contiguous, of the type of `q_RD`, for which `is_available` has to hold;
     `is_real_RL` is bool. The scale is D^-0.5.
     """
-    kernels = library()
-    assert kernels is not None
     (length, num_rows, width), dtype = k_LRD.shape, k_LRD.dtype
     assert k_LRD.is_contiguous()
     assert v_LRD.is_contiguous()
@@ -44,10 +40,7 @@ def decode_attention(
     out = torch.empty_like(q_RD)
     threads = torch.get_num_threads()
     scratch = torch.empty(threads * (length + width) * _BLOCK)
-    getattr(kernels, _FUNCTIONS[dtype])(
-        *map(address, (q_RD, k_LRD, v_LRD, mask, out, scratch)),
-        *map(ctypes.c_int64, (length, num_rows, width)),
-        ctypes.c_float(width**-0.5),
-        ctypes.c_int32(threads),
-    )
+    attend = function(_FUNCTIONS[dtype], "pppppplllfi")
+    addresses = map(address, (q_RD, k_LRD, v_LRD, mask, out, scratch))
+    attend(*addresses, length, num_rows, width, width**-0.5, threads)
     return out

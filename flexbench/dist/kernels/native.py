@@ -18,8 +18,10 @@ import shutil
 import stat
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 
@@ -32,9 +34,26 @@ if platform.machine() in ("x86_64", "AMD64"):
 _COMPILE_TIMEOUT_S = 60.0
 
 
-def address(tensor: torch.Tensor | None) -> ctypes.c_void_p:
+_TYPES = {"p": ctypes.c_void_p, "l": ctypes.c_int64, "i": ctypes.c_int32, "f": ctypes.c_float}
+
+
+def address(tensor: torch.Tensor | None) -> int | None:
     """Where a tensor's elements are, to hand to a kernel; null for None."""
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+    return None if tensor is None else tensor.data_ptr()
+
+
+@cache
+def function(name: str, parameters: str) -> Callable[..., Any]:
+    """A kernel that returns nothing. There has to be a library.
+
+    Of `parameters`, each letter is one: p a pointer, l int64_t, i int32_t, f float. They are
+    converted by ctypes itself, which is several times as fast as to do it for each call.
+    """
+    kernels = library()
+    assert kernels is not None
+    found = getattr(kernels, name)
+    found.argtypes, found.restype = [_TYPES[letter] for letter in parameters], None
+    return cast("Callable[..., Any]", found)
 
 
 @cache

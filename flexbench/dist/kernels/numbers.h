@@ -38,4 +38,10 @@ INLINE bfloat16 narrow_bfloat16(float value) { /* to the nearest, ties to even *
     return (bfloat16)(value == value ? rounded : 0x7fc0); /* no branch: it is to be vectorized */
 }
 
+/* What comes after a product: relu(y + bias) + residual. */
+struct epilogue {
+    const void *bias, *residual; /* each may be null */
+    int32_t is_relu;
+};
+
 #endif

@@ -35,11 +35,6 @@ typedef float floats __attribute__((vector_size(VECTOR_BYTES)));
 int64_t panel_outputs(void) { return PANEL; }
 int32_t has_bfloat16_product(void) { return HAS_BFLOAT16; }
 
-struct epilogue {
-    const void *bias, *residual; /* each may be null */
-    int32_t is_relu;
-};
-
 /* One step of a tile: one input of each row for float, two for bfloat16. */
 
 INLINE void step_float(floats sums[][2], const float *restrict x, const float *restrict w,

@@ -5,12 +5,11 @@ Letters in names of shapes: N outputs, K inputs; x is (..., K), y is (..., N).
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Sequence
 
 import torch
 
-from flexbench.dist.kernels.native import address, library
+from flexbench.dist.kernels.native import address, function, library
 
 _ROWS_AT_ONCE = 96  # ROWS_AT_ONCE in the source
 _NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
@@ -35,21 +34,20 @@ class PanelMatrix:
         """Of matrices below each other, on a CPU, for which `fits` has to hold. They are copied."""
         kernels = library()
         assert kernels is not None
-        self._kernels = kernels
         self._num_inputs, dtype = pieces_NK[0].shape[1], pieces_NK[0].dtype
         self._num_outputs = sum(len(piece) for piece in pieces_NK)
         self._panel = int(kernels.panel_outputs())
         num_panels = -(-self._num_outputs // self._panel)
         self._panels = torch.empty(num_panels, self._num_inputs * self._panel, dtype=dtype)
+        pack = function(f"pack_{_NAMES[dtype]}", "pplllli")
+        self._multiply = function(f"multiply_{_NAMES[dtype]}", "pppppplllii")
         first = 0
         for piece in pieces_NK:
             piece = piece if piece.stride(1) == 1 else piece.contiguous()
-            sizes = (first, len(piece), self._num_inputs, piece.stride(0))
-            getattr(kernels, f"pack_{_NAMES[dtype]}")(
-                address(piece),
-                address(self._panels),
-                *map(ctypes.c_int64, sizes),
-                ctypes.c_int32(torch.get_num_threads()),
+            pack(
+                *map(address, (piece, self._panels)),
+                *(first, len(piece), self._num_inputs, piece.stride(0)),
+                torch.get_num_threads(),
             )
             first += len(piece)
 
@@ -74,11 +72,9 @@ class PanelMatrix:
         num_rows = x.numel() // self._num_inputs
         rows_at_once = min(num_rows, threads * _ROWS_AT_ONCE)
         scratch = torch.empty(rows_at_once * self._num_inputs, dtype=dtype)
-        getattr(self._kernels, f"multiply_{_NAMES[dtype]}")(
-            *map(address, (x, self._panels, bias_N, residual, out, scratch)),
-            *map(ctypes.c_int64, (num_rows, self._num_outputs, self._num_inputs)),
-            *map(ctypes.c_int32, (is_relu, threads)),
-        )
+        addresses = map(address, (x, self._panels, bias_N, residual, out, scratch))
+        sizes = (num_rows, self._num_outputs, self._num_inputs)
+        self._multiply(*addresses, *sizes, is_relu, threads)
         return out
 
     def dense(self) -> torch.Tensor:
