@@ -10,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from flexbench.dist.kernels import decode_attention as compiled
+from flexbench.dist.kernels import prefill_attention as prefill
 
 _QUERY_BLOCK = 128
 
@@ -25,9 +26,12 @@ def prefill_attention(
     None stands for no padding at all. Returns (B, S, H, D). What it gives for
     padding is of no use to anyone, but finite.
     """
+    is_on_cpu = q_BSHD.device.type == "cpu"
+    if num_pad_B is None and is_on_cpu and prefill.fits(q_BSHD.dtype, q_BSHD.shape[-1]):
+        return prefill.prefill_attention(q_BSHD, k_BSHD, v_BSHD)
     q, k, v = (x.transpose(1, 2) for x in (q_BSHD, k_BSHD, v_BSHD))
     if num_pad_B is None:
-        if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        if is_on_cpu and q.dtype == torch.bfloat16:
             return _blockwise_attention(q, k, v).transpose(1, 2)
         return functional.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
     positions = torch.arange(q.shape[2], device=q.device)

@@ -10,12 +10,11 @@
  */
 #include <omp.h>
 
-#include "numbers.h"
+#include "softmax.h"
 
 #define BLOCK 16        /* rows at most that are computed together */
 #define QUAD 4          /* rows whose products with keys are summed together */
 #define AT_ONCE 8       /* positions whose values are added together; even */
-#define MASKED (-1e30f) /* of positions that are not looked at */
 #define LINE 64         /* bytes of a cache line */
 
 /* Positions lie far from each other, and a processor does not foresee by itself that it will jump.
@@ -28,30 +27,6 @@ INLINE void ask_for_float(const float *from, int64_t count) {
 INLINE void ask_for_bfloat16(const bfloat16 *from, int64_t count) {
     for (int64_t at = 0; at < count; at += LINE / 2)
         __builtin_prefetch(from + at, 0, 3);
-}
-
-/* A number of each row of a block. Compilers are slow to see vectors in loops of 16. */
-typedef float floats __attribute__((vector_size(BLOCK * 4)));
-typedef int32_t ints __attribute__((vector_size(BLOCK * 4)));
-
-INLINE floats load(const float *from) {
-    floats x;
-    memcpy(&x, from, sizeof x);
-    return x;
-}
-
-INLINE floats choose(ints is_first, floats first, floats second) {
-    return (floats)(((ints)first & is_first) | ((ints)second & ~is_first));
-}
-
-/* exp for x <= 0: 2^n times a polynomial in what is left, to 2e-7 of the value. */
-INLINE floats exp_negative(floats x) {
-    floats t = choose(x < -87.0f, (floats){0} - 87.0f, x) * 1.44269504f; /* NaN stays NaN */
-    ints n = __builtin_convertvector(t - 0.5f, ints);
-    floats f = (t - __builtin_convertvector(n, floats)) * 0.693147181f;
-    floats p = 1.0f + f * (1.0f + f * (0.5f + f * (0.166666667f + f * (0.0416666667f +
-               f * (0.00833333333f + f * 0.00138888889f)))));
-    return p * (floats)((n + 127) << 23);
 }
 
 /* Products with keys: QUAD rows each of a and b, which follow each other. */
@@ -115,13 +90,6 @@ INLINE void four_dots_bfloat16(const bfloat16 *restrict a, const bfloat16 *restr
             sum += widen_bfloat16(a[d]) * widen_bfloat16(b[d]);
         out[i] = sum;
     }
-}
-
-/* What weights are rounded to before they are multiplied with values. */
-INLINE floats round_float(floats weights) { return weights; }
-INLINE floats round_bfloat16(floats weights) {
-    ints bits = (ints)weights;
-    return (floats)((bits + 0x7fff + ((bits >> 16) & 1)) & ~0xffff);
 }
 
 /* values[d] += sum over `count` positions of weights[l * BLOCK] * v[l * next + d]. */

@@ -14,16 +14,12 @@
  */
 #include <omp.h>
 
-#include "numbers.h"
+#include "tile_sizes.h"
 
 int32_t has_four_bit_product(void) { return HAS_BFLOAT16; }
 
 #if HAS_BFLOAT16
-#define PANEL 32
-#define TILE_ROWS 12
 #define ROWS_AT_ONCE 96 /* rows of x for a panel before the next: they fit into L2 */
-#define LINE 64         /* bytes of a cache line */
-#define AHEAD 2048      /* bytes from what is read to what is asked for */
 
 #define TYPE float
 #define STEP 1
@@ -58,7 +54,7 @@ static __m512i level_table(void) {
 
 /* Sums (rows, PANEL) of some packed rows and a panel. `x_sums`, (rows, G), are the sums of x over
  * each group. Lines are asked for as in panel_product.h. */
-INLINE void tile(const bfloat16 *restrict x, const float *restrict x_sums, const struct matrix *w,
+INLINE void four_bit_tile(const bfloat16 *restrict x, const float *restrict x_sums, const struct matrix *w,
                  const uint8_t *restrict panel, float *restrict out, __m512i table, const char *next,
                  int64_t lines, const int rows) {
     const int64_t groups = w->K / w->S;
@@ -110,7 +106,7 @@ static void some_rows(const bfloat16 *x, const float *x_sums, const struct matri
                       int64_t lines, int rows) {
 #define CASE(count)                                                                                \
     case count:                                                                                    \
-        tile(x, x_sums, w, panel, out, table, next, lines, count);                                 \
+        four_bit_tile(x, x_sums, w, panel, out, table, next, lines, count);                                 \
         break;
     switch (rows) { /* what is known beforehand stays in registers */
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)

@@ -22,43 +22,6 @@ void OF_TYPE(pack)(const TYPE *w, TYPE *panels, int64_t first, int64_t N, int64_
     }
 }
 
-/* Sums (rows, PANEL) of some packed rows and a panel. Where there are `lines`, one after `next` is
- * asked for in each step: while a panel's later rows are computed, the next panel is on its way. Else
- * the panel itself is read from memory, and what is AHEAD is asked for: the processor does so by
- * itself within a page only. */
-INLINE void OF_TYPE(tile)(const TYPE *restrict x, const TYPE *restrict w, float *restrict out,
-                          int64_t K, const char *next, int64_t lines, const int rows) {
-    floats sums[TILE_ROWS][2];
-    for (int m = 0; m < rows; m++)
-        sums[m][0] = sums[m][1] = (floats){0};
-    for (int64_t step = 0; step < K / STEP; step++) {
-        const TYPE *weights = w + step * STEP * PANEL;
-        if (lines == 0) {
-            __builtin_prefetch((const char *)weights + AHEAD, 0, 2);
-            __builtin_prefetch((const char *)weights + AHEAD + PANEL * 2, 0, 2);
-        } else if (step < lines) {
-            __builtin_prefetch(next + step * LINE, 0, 2);
-        }
-        OF_TYPE(step)(sums, x + step * STEP * rows, weights, rows);
-    }
-    memcpy(out, sums, sizeof(floats) * 2 * rows);
-}
-
-static void OF_TYPE(some_rows)(const TYPE *x, const TYPE *w, float *out, int64_t K, const char *next,
-                               int64_t lines, int rows) {
-#define CASE(count)                                                                                \
-    case count:                                                                                    \
-        OF_TYPE(tile)(x, w, out, K, next, lines, count);                                           \
-        break;
-    switch (rows) { /* what is known beforehand stays in registers */
-        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
-#if TILE_ROWS == 12
-        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
-#endif
-    }
-#undef CASE
-}
-
 /* One panel of outputs, n from panel * PANEL on, of `rows` packed rows, m from `first` on. */
 static void OF_TYPE(panel)(const TYPE *x, const TYPE *panels, const struct epilogue *then, TYPE *out,
                            int64_t N, int64_t K, int64_t panel, int64_t first, int64_t rows) {

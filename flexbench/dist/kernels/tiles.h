@@ -1,4 +1,4 @@
-/* Around a tile of a product, for one type: how rows of x get into it, and its sums out of it.
+/* Tiles of products of one type: how rows of x get into one, its sums, and how they get out.
  * Included for each TYPE, of which STEP inputs are multiplied at once. TILE_ROWS rows by PANEL
  * outputs are a tile. */
 
@@ -13,6 +13,43 @@ INLINE void OF_TYPE(pack_rows)(const TYPE *restrict x, TYPE *restrict to, int64_
 /* The rows of a block are cut into tiles of nearly the same size; this is where number t begins. */
 INLINE int64_t OF_TYPE(tile_start)(int64_t t, int64_t rows) {
     return t * rows / ((rows + TILE_ROWS - 1) / TILE_ROWS);
+}
+
+/* Sums (rows, PANEL) of some packed rows and a panel. Where there are `lines`, one after `next` is
+ * asked for in each step: while a panel's later rows are computed, the next panel is on its way. Else
+ * the panel itself is read from memory, and what is AHEAD is asked for: the processor does so by
+ * itself within a page only. */
+INLINE void OF_TYPE(tile)(const TYPE *restrict x, const TYPE *restrict w, float *restrict out,
+                          int64_t K, const char *next, int64_t lines, const int rows) {
+    lanes sums[TILE_ROWS][2];
+    for (int m = 0; m < rows; m++)
+        sums[m][0] = sums[m][1] = (lanes){0};
+    for (int64_t step = 0; step < K / STEP; step++) {
+        const TYPE *weights = w + step * STEP * PANEL;
+        if (lines == 0) {
+            __builtin_prefetch((const char *)weights + AHEAD, 0, 2);
+            __builtin_prefetch((const char *)weights + AHEAD + PANEL * 2, 0, 2);
+        } else if (step < lines) {
+            __builtin_prefetch(next + step * LINE, 0, 2);
+        }
+        OF_TYPE(step)(sums, x + step * STEP * rows, weights, rows);
+    }
+    memcpy(out, sums, sizeof(lanes) * 2 * rows);
+}
+
+static __attribute__((unused)) void OF_TYPE(some_rows)(const TYPE *x, const TYPE *w, float *out, int64_t K, const char *next,
+                               int64_t lines, int rows) {
+#define CASE(count)                                                                                \
+    case count:                                                                                    \
+        OF_TYPE(tile)(x, w, out, K, next, lines, count);                                           \
+        break;
+    switch (rows) { /* what is known beforehand stays in registers */
+        CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if TILE_ROWS == 12
+        CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
+    }
+#undef CASE
 }
 
 INLINE void OF_TYPE(finish_row)(const float *restrict sums, const TYPE *bias, const TYPE *residual,
@@ -30,7 +67,7 @@ INLINE void OF_TYPE(finish_row)(const float *restrict sums, const TYPE *bias, co
 }
 
 /* A tile's sums to `out`, from row `m` and output `n` on. */
-static __attribute__((noinline)) void OF_TYPE(finish)(const float *sums, const struct epilogue *then,
+static __attribute__((noinline, unused)) void OF_TYPE(finish)(const float *sums, const struct epilogue *then,
                                                       TYPE *out, int64_t m, int64_t n, int64_t N,
                                                       int64_t rows) {
     const TYPE *bias = then->bias ? (const TYPE *)then->bias + n : 0;

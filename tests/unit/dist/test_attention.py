@@ -16,6 +16,7 @@ from flexbench.dist.attention import (  # noqa: E402
     prefill_attention,
 )
 from flexbench.dist.kernels import decode_attention as compiled  # noqa: E402
+from flexbench.dist.kernels import prefill_attention as prefill  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -72,22 +73,68 @@ def test_one_new_position(
             assert torch.equal(both, values)
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("length", [1, 5, 8, 9, 23])
-def test_a_prompt_over_itself(monkeypatch: pytest.MonkeyPatch, dtype: Any, length: int) -> None:
-    """In blocks of 8, where it is done in blocks: the last one may be shorter."""
+@pytest.mark.parametrize("length", [1, 5, 8, 9, 23, 32, 33, 64, 100])
+@pytest.mark.parametrize("width", [2, 16, 20, 64, 80, 128])
+def test_a_prompt_over_itself(
+    monkeypatch: pytest.MonkeyPatch, dtype: Any, length: int, width: int, is_compiled: bool
+) -> None:
+    """By torch in blocks of 8, where it is done in blocks: the last one may be shorter."""
     monkeypatch.setattr(attention, "_QUERY_BLOCK", 8)
-    qkv = random_tensor(2, length, 3, 4, 16, dtype=dtype, seed=4)
+    if not is_compiled:
+        monkeypatch.setattr(prefill, "fits", lambda *_: False)
+    qkv = random_tensor(2, length, 3, 4, width, dtype=dtype, seed=4)
     q, k, v = qkv.unbind(2)
 
     found = prefill_attention(q, k, v, None)
 
-    scores = torch.einsum("bshd,blhd->bhsl", q.double(), k.double()) / 16**0.5
+    scores = torch.einsum("bshd,blhd->bhsl", q.double(), k.double()) / width**0.5
     future = torch.ones(length, length, dtype=torch.bool).triu(1)
     weights = scores.masked_fill(future, float("-inf")).softmax(-1)
     expected = torch.einsum("bhsl,blhd->bshd", weights, v.double())
     assert found.shape == q.shape
-    assert torch.allclose(found.double(), expected, atol=4 * rounding(dtype))
+    assert found.dtype == dtype
+    if prefill.fits(dtype, width):
+        # Weights and result are rounded to bfloat16, sums are float32.
+        half = torch.finfo(dtype).eps / 2
+        size = torch.einsum("bhsl,blhd->bshd", weights, v.double().abs())
+        bound = half * expected.abs() + (2.1 * half * size if dtype == torch.bfloat16 else 0)
+        assert ((found.double() - expected).abs() <= bound + 3e-6).all()
+    else:
+        assert torch.allclose(found.double(), expected, atol=4 * rounding(dtype))
+
+
+def test_a_prompt_whose_heads_lie_otherwise() -> None:
+    """Queries, keys and values of other strides, and of heads that are not contiguous."""
+    q = random_tensor(2, 5, 3, 16, dtype=torch.float32, seed=1)
+    k = random_tensor(2, 3, 5, 16, dtype=torch.float32, seed=2).transpose(1, 2)
+    v = random_tensor(2, 5, 16, 3, dtype=torch.float32, seed=3).transpose(2, 3)
+    found = prefill_attention(q, k, v, None)
+    expected = prefill_attention(*(x.contiguous() for x in (q, k, v)), None)
+    assert torch.equal(found, expected)
+
+
+def test_a_prompt_with_large_scores() -> None:
+    """Weights of all but one position are 0, and that of a later one, which is larger, too."""
+    q = torch.full((1, 3, 1, 64), 10.0)
+    k = torch.zeros(1, 3, 1, 64)
+    k[0, 0], k[0, 1], k[0, 2] = 99.0, -100.0, 100.0
+    v = torch.arange(3.0).view(1, 3, 1, 1).expand(1, 3, 1, 64).contiguous()
+    for dtype in DTYPES:
+        found = prefill_attention(q.to(dtype), k.to(dtype), v.to(dtype), None)
+        assert found[0, :, 0, 0].tolist() == pytest.approx([0.0, 0.0, 2.0])
+
+
+def test_a_prompt_that_is_not_a_number() -> None:
+    for dtype in DTYPES:
+        q, v = torch.ones(1, 40, 2, 64, dtype=dtype), torch.ones(1, 40, 2, 64, dtype=dtype)
+        k = torch.ones(1, 40, 2, 64, dtype=dtype)
+        k[0, 20, 1] = float("nan")
+        found = prefill_attention(q, k, v, None)
+        assert (found[:, :, 0] == 1).all()
+        assert (found[:, :20, 1] == 1).all()
+        assert found[:, 20:, 1].isnan().all()
 
 
 def test_large_scores() -> None:

@@ -1,0 +1,49 @@
+/* What a softmax is made of. */
+#ifndef FLEXBENCH_SOFTMAX_H
+#define FLEXBENCH_SOFTMAX_H
+
+#include "numbers.h"
+
+#define MASKED (-1e30f) /* the score of positions that are not looked at */
+
+/* Sixteen numbers. Compilers are slow to see vectors in loops of 16. */
+typedef float floats __attribute__((vector_size(64)));
+typedef int32_t ints __attribute__((vector_size(64)));
+typedef uint32_t unsigned_ints __attribute__((vector_size(64)));
+
+INLINE floats load(const float *from) {
+    floats x;
+    memcpy(&x, from, sizeof x);
+    return x;
+}
+
+INLINE floats choose(ints is_first, floats first, floats second) {
+    return (floats)(((ints)first & is_first) | ((ints)second & ~is_first));
+}
+
+/* exp for x <= 0: 2^n times a polynomial in what is left, to 2e-7 of the value. */
+INLINE floats exp_negative(floats x) {
+    floats t = choose(x < -87.0f, (floats){0} - 87.0f, x) * 1.44269504f; /* NaN stays NaN */
+    ints n = __builtin_convertvector(t - 0.5f, ints);
+    floats f = (t - __builtin_convertvector(n, floats)) * 0.693147181f;
+    floats p = 1.0f + f * (1.0f + f * (0.5f + f * (0.166666667f + f * (0.0416666667f +
+               f * (0.00833333333f + f * 0.00138888889f)))));
+    return p * (floats)((n + 127) << 23);
+}
+
+/* What weights are rounded to before they are multiplied with values. */
+INLINE floats round_float(floats weights) { return weights; }
+INLINE floats round_bfloat16(floats weights) {
+    ints bits = (ints)weights;
+    return (floats)((bits + 0x7fff + ((bits >> 16) & 1)) & ~0xffff);
+}
+
+/* Rounded weights as numbers of their type. */
+INLINE void store_float(floats weights, float *to) { memcpy(to, &weights, sizeof weights); }
+INLINE void store_bfloat16(floats weights, bfloat16 *to) {
+    typedef uint16_t halves __attribute__((vector_size(32)));
+    halves narrowed = __builtin_convertvector((unsigned_ints)weights >> 16, halves);
+    memcpy(to, &narrowed, sizeof narrowed);
+}
+
+#endif

@@ -1,0 +1,56 @@
+/* The sizes of tiles of products on this CPU, and one step of a tile. */
+#ifndef FLEXBENCH_TILE_SIZES_H
+#define FLEXBENCH_TILE_SIZES_H
+
+#include "numbers.h"
+
+/* A tile of the product is TILE_ROWS x 2 vectors of sums, which have to fit into the registers. */
+#if defined(__AVX512F__)
+#define VECTOR_BYTES 64
+#define TILE_ROWS 12
+#elif defined(__AVX__)
+#define VECTOR_BYTES 32
+#define TILE_ROWS 6
+#elif defined(__aarch64__)
+#define VECTOR_BYTES 16
+#define TILE_ROWS 12
+#else
+#define VECTOR_BYTES 16
+#define TILE_ROWS 6
+#endif
+#define PANEL (2 * VECTOR_BYTES / 4) /* outputs of a panel */
+#define LINE 64    /* bytes of a cache line */
+#define AHEAD 4096 /* bytes from what is read to what is asked for */
+
+typedef float lanes __attribute__((vector_size(VECTOR_BYTES)));
+
+/* One step of a tile: one input of each row for float, two for bfloat16. */
+
+INLINE void step_float(lanes sums[][2], const float *restrict x, const float *restrict w,
+                       const int rows) {
+    lanes low, high;
+    memcpy(&low, w, sizeof low);
+    memcpy(&high, w + PANEL / 2, sizeof high);
+#pragma GCC unroll 12
+    for (int m = 0; m < rows; m++) {
+        sums[m][0] += low * x[m];
+        sums[m][1] += high * x[m];
+    }
+}
+
+#if HAS_BFLOAT16
+INLINE void step_bfloat16(lanes sums[][2], const bfloat16 *restrict x, const bfloat16 *restrict w,
+                          const int rows) {
+    __m512bh low = (__m512bh)_mm512_loadu_si512(w), high = (__m512bh)_mm512_loadu_si512(w + PANEL);
+#pragma GCC unroll 12
+    for (int m = 0; m < rows; m++) {
+        int32_t pair;
+        memcpy(&pair, x + m * 2, sizeof pair);
+        __m512bh inputs = (__m512bh)_mm512_set1_epi32(pair);
+        sums[m][0] = (lanes)_mm512_dpbf16_ps((__m512)sums[m][0], low, inputs);
+        sums[m][1] = (lanes)_mm512_dpbf16_ps((__m512)sums[m][1], high, inputs);
+    }
+}
+#endif
+
+#endif
