@@ -2,7 +2,7 @@
 
 They are compiled once, in a second or two, and kept in the user's cache folder. Where there is no
 compiler, or anything else goes wrong, torch computes instead: slower, the same but for rounding.
-FLEXBENCH_NATIVE=0 asks for that.
+FLEXBENCH_NATIVE=0 asks for that, and FLEXBENCH_CFLAGS gives the compiler further options.
 
 They compute with torch's own threads: they are linked to the OpenMP that torch has brought, as
 threads of a second one would wait on each other's cores.
@@ -14,6 +14,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import stat
 import subprocess
@@ -91,12 +92,16 @@ def _compiled() -> Path:
         sources = [source for source in _SOURCES if source.suffix == ".c"]
         objects = [str(Path(scratch, f"{source.stem}.o")) for source in sources]
         for source, compiled in zip(sources, objects, strict=True):
-            _run(compiler, *_FLAGS, "-c", str(source), "-o", compiled)
+            _run(compiler, *_flags(), "-c", str(source), "-o", compiled)
         linked = Path(scratch, "kernels.so")
         # Without -fopenmp, which would bring another OpenMP along.
         _run(compiler, "-shared", *objects, "-o", str(linked))
         linked.replace(target)  # at once: other ranks do the same
     return target
+
+
+def _flags() -> list[str]:
+    return _FLAGS + shlex.split(os.environ.get("FLEXBENCH_CFLAGS", ""))
 
 
 def _run(*command: str) -> None:
@@ -123,7 +128,7 @@ def _fingerprint(compiler: str) -> str:
     ).stdout
     cpu = torch.backends.cpu.get_cpu_capability() + _cpu_name()
     sources = [source.read_bytes() for source in _SOURCES]
-    parts = (*sources, " ".join(_FLAGS).encode(), version, cpu.encode())
+    parts = (*sources, " ".join(_flags()).encode(), version, cpu.encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
 
 

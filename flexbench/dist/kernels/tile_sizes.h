@@ -8,17 +8,11 @@
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #define TILE_ROWS 12
-#elif defined(__AVX__)
+#else /* two vectors of 16 bytes each where there are none of 32 */
 #define VECTOR_BYTES 32
 #define TILE_ROWS 6
-#elif defined(__aarch64__)
-#define VECTOR_BYTES 16
-#define TILE_ROWS 12
-#else
-#define VECTOR_BYTES 16
-#define TILE_ROWS 6
 #endif
-#define PANEL (2 * VECTOR_BYTES / 4) /* outputs of a panel */
+#define PANEL (2 * VECTOR_BYTES / 4) /* outputs of a panel, a multiple of 16 */
 #define LINE 64    /* bytes of a cache line */
 #define AHEAD 4096 /* bytes from what is read to what is asked for */
 

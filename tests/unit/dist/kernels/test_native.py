@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -61,3 +62,47 @@ def test_other_types_have_none() -> None:
     for dtype in (torch.float16, torch.float64):
         assert not decode_attention.is_available(dtype)
         assert not panel_product.fits(dtype, 64)
+
+
+ON_AN_OLDER_CPU = """
+import torch
+from torch.nn import functional
+from flexbench.dist.kernels import native, panel_product
+from flexbench.dist.kernels.decode_attention import decode_attention
+from flexbench.dist.kernels.prefill_attention import prefill_attention
+
+assert native.library() is not None
+assert not panel_product.fits(torch.bfloat16, 64)
+x, weight = torch.randn(13, 64), torch.randn(50, 64)
+y = panel_product.PanelMatrix([weight]).apply(x)
+torch.testing.assert_close(y, x @ weight.T, rtol=1e-4, atol=1e-4)
+for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.03)):
+    q, k, v = torch.randn(3, 1, 33, 4, 64).to(dtype).unbind(0)
+    heads = [t.transpose(1, 2) for t in (q, k, v)]
+    expected = functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)
+    if dtype == torch.float32:
+        torch.testing.assert_close(prefill_attention(q, k, v), expected, rtol=0, atol=tolerance)
+    newest = decode_attention(q[0, -1], k[0], v[0], None)
+    torch.testing.assert_close(newest, expected[0, -1], rtol=0, atol=tolerance)
+"""
+
+
+@pytest.mark.skipif(not HAS_COMPILER, reason="there is no C compiler, or no OpenMP in torch")
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the CPU is no x86")
+@pytest.mark.parametrize("cpu", ["x86-64", "x86-64-v3"])
+def test_it_is_compiled_for_older_cpus_too(tmp_path: Path, cpu: str) -> None:
+    """Without AVX-512, and without AVX: other sizes of vectors, and no products of bfloat16."""
+    if cpu == "x86-64-v3" and "avx2" not in Path("/proc/cpuinfo").read_text():
+        pytest.skip("the CPU has no AVX2")
+    done = subprocess.run(
+        [sys.executable, "-c", ON_AN_OLDER_CPU],
+        env={
+            **os.environ,
+            "XDG_CACHE_HOME": str(tmp_path),
+            "FLEXBENCH_CFLAGS": f"-march={cpu} -mno-avx512f",
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
