@@ -1103,7 +1103,7 @@ def test_a_signal_that_comes_at_the_very_end_is_no_traceback():
 
 
 @pytest.mark.parametrize("asked", ["1", "0"])
-def test_the_record_says_what_computed_attention(asked, tiny, tmp_path, monkeypatch):
+def test_the_record_says_what_computed(asked, tiny, tmp_path, monkeypatch):
 
     from flexbench.dist.kernels import native
 
@@ -1113,5 +1113,9 @@ def test_the_record_says_what_computed_attention(asked, tiny, tmp_path, monkeypa
     assert invoke("--model", tiny, *SHORT).exit_code == 0
     native.library.cache_clear()
     assert not (asked == "0" and is_compiled)
-    expected = "compiled" if is_compiled else "torch"
-    assert record_in(tmp_path)["attention_kernel"] == expected
+    record = record_in(tmp_path)
+    assert record["attention_kernel"] == ("compiled" if is_compiled else "torch")
+    if is_compiled:
+        assert record["linear_kernel"] == "compiled"
+    else:
+        assert record["linear_kernel"] in ("onednn", "torch")

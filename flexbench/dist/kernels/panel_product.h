@@ -48,6 +48,15 @@ void OF_TYPE(multiply)(const TYPE *x, const TYPE *panels, const TYPE *bias, cons
     struct epilogue then = {bias, residual, is_relu};
     int64_t num_panels = (N + PANEL - 1) / PANEL;
     int64_t blocks = (M + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
+    if (M <= TILE_ROWS) { /* no thread need wait for others to pack */
+        if (M > 1)
+            OF_TYPE(pack_rows)(x, scratch, M, K);
+        const TYPE *rows = M > 1 ? scratch : x;
+#pragma omp parallel for schedule(static) num_threads(num_threads)
+        for (int64_t panel = 0; panel < num_panels; panel++)
+            OF_TYPE(panel)(rows, panels, &then, out, N, K, panel, 0, M);
+        return;
+    }
     if (blocks > 2 * num_threads) {
         blocks = (blocks + num_threads - 1) / num_threads * num_threads;
 #pragma omp parallel for schedule(static) num_threads(num_threads)
