@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from flexbench.dist.kernels.epilogue import NOTHING, Epilogue
 from flexbench.dist.kernels.linear import DenseMap
 from flexbench.dist.policy import CompressionConfig
 
@@ -84,16 +85,9 @@ class CompressedMap:
         self._dtype = dtype
         self._dense: torch.Tensor | None = None
 
-    def apply(
-        self,
-        x: torch.Tensor,
-        bias_N: torch.Tensor | None = None,
-        *,
-        is_relu: bool = False,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """relu(x W^T + bias) + residual, in x's type: (..., K) to (..., N)."""
-        return DenseMap(self.dense()).apply(x, bias_N, is_relu=is_relu, residual=residual)
+    def apply(self, x: torch.Tensor, then: Epilogue = NOTHING) -> torch.Tensor:
+        """x W^T and what comes then, in x's type: (..., K) to (..., N)."""
+        return DenseMap(self.dense()).apply(x, then)
 
     def dense(self) -> torch.Tensor:
         """The matrix itself; it is kept, for the batches that follow."""

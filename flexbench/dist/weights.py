@@ -16,6 +16,7 @@ import torch
 from flexbench.dist.compression import CompressedMap, compress, record_bytes
 from flexbench.dist.homes import ExecutionEnv, MemoryPart, Part, Parts
 from flexbench.dist.kernels import four_bits
+from flexbench.dist.kernels.epilogue import Epilogue
 from flexbench.dist.kernels.four_bits import FourBitMap
 from flexbench.dist.kernels.linear import DenseMap, LinearMap, PackedMap, can_be_packed
 from flexbench.dist.layers import WeightSpec
@@ -216,4 +217,4 @@ class ReadyWeights:
     ) -> torch.Tensor:
         """relu(x W^T + bias) + residual: x of shape (..., K) gives (..., N)."""
         bias_N = None if bias is None else self.vectors[bias]
-        return self.maps[name].apply(x, bias_N, is_relu=is_relu, residual=residual)
+        return self.maps[name].apply(x, Epilogue(bias_N, is_relu, residual))

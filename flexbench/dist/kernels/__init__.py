@@ -1,5 +1,7 @@
-"""What the layers compute with: linear maps, in the fastest form that a device has for them.
+"""What the layers compute with, in the fastest form that a device has for it.
 
-`linear` has weights in the model's type, `four_bits` those of 4 bits, `allocator` keeps memory at
-hand that every step takes anew.
+`linear` has products with weights in the model's type, `four_bits` with those of 4 bits. What is
+compiled, by `native`, is a source in C with a module of the same name: `panel_product`,
+`decode_attention`, `prefill_attention`; of `four_bit_product`, the module is `four_bit_layouts`.
+`allocator` keeps memory at hand that every step takes anew.
 """

@@ -12,7 +12,8 @@ from typing import Protocol
 
 import torch
 
-from flexbench.dist.kernels.linear import DenseMap, finished
+from flexbench.dist.kernels.epilogue import Epilogue
+from flexbench.dist.kernels.linear import DenseMap
 from flexbench.dist.kernels.native import address, function, library
 
 DTYPE = torch.bfloat16
@@ -25,15 +26,8 @@ _DENSE_ROWS = 128
 class Layout(Protocol):
     """A matrix (N, K) in its layout; some of the last rows may be there to fill it up only."""
 
-    def multiply(
-        self,
-        x_MK: torch.Tensor,
-        bias_N: torch.Tensor | None,
-        is_relu: bool,
-        residual_MN: torch.Tensor | None,
-        num_outputs: int,
-    ) -> torch.Tensor:
-        """relu(x W^T + bias) + residual, in x's type, of the first `num_outputs` rows."""
+    def multiply(self, x_MK: torch.Tensor, then: Epilogue, num_outputs: int) -> torch.Tensor:
+        """x W^T and what comes then, in x's type, of the first `num_outputs` rows."""
 
     def levels_and_bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Levels (N, K), uint8, and each group's scale and zero (N, G, 2)."""
@@ -69,20 +63,13 @@ class Panels:
         bounds = bounds.contiguous().view(torch.uint8).view(panels, groups, -1)
         return torch.cat([levels, bounds], dim=-1).flatten()
 
-    def multiply(
-        self,
-        x_MK: torch.Tensor,
-        bias_N: torch.Tensor | None,
-        is_relu: bool,
-        residual_MN: torch.Tensor | None,
-        num_outputs: int,
-    ) -> torch.Tensor:
-        """relu(x W^T + bias) + residual, in x's type, of the first `num_outputs` rows."""
+    def multiply(self, x_MK: torch.Tensor, then: Epilogue, num_outputs: int) -> torch.Tensor:
+        """x W^T and what comes then, in x's type, of the first `num_outputs` rows."""
         inputs = x_MK.to(DTYPE).contiguous()
         dtype = DTYPE if x_MK.dtype == DTYPE else torch.float32
         bias, residual = (
             None if given is None else given.to(dtype).contiguous()
-            for given in (bias_N, residual_MN)
+            for given in (then.bias, then.residual)
         )
         num_rows = len(inputs)
         out = torch.empty(num_rows, num_outputs, dtype=dtype)
@@ -91,7 +78,7 @@ class Panels:
         multiply = function("multiply_four_bits", "ppppppplllliii")
         addresses = map(address, (inputs, self._records, bias, residual, out, packed, x_sums))
         is_float, threads = dtype == torch.float32, torch.get_num_threads()
-        multiply(*addresses, *sizes, is_relu, is_float, threads)
+        multiply(*addresses, *sizes, then.is_relu, is_float, threads)
         return out.to(x_MK.dtype)
 
     def levels_and_bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,25 +115,16 @@ class Blocks:
         bounds_GN2 = bounds_NG2.transpose(0, 1).contiguous()
         return torch.cat([packed.flatten(), bounds_GN2.view(torch.uint8).flatten()])
 
-    def multiply(
-        self,
-        x_MK: torch.Tensor,
-        bias_N: torch.Tensor | None,
-        is_relu: bool,
-        residual_MN: torch.Tensor | None,
-        num_outputs: int,
-    ) -> torch.Tensor:
-        """relu(x W^T + bias) + residual, in x's type, of the first `num_outputs` rows."""
+    def multiply(self, x_MK: torch.Tensor, then: Epilogue, num_outputs: int) -> torch.Tensor:
+        """x W^T and what comes then, in x's type, of the first `num_outputs` rows."""
         if len(x_MK) >= _DENSE_ROWS:
             weight_NK = dense(self, x_MK.dtype)[:num_outputs]
-            return DenseMap(weight_NK).apply(x_MK, bias_N, is_relu=is_relu, residual=residual_MN)
+            return DenseMap(weight_NK).apply(x_MK, then)
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(
             x_MK.to(DTYPE), self._packed, self._group_size, self._bounds_GN2
         )
         y = y[:, :num_outputs].to(x_MK.dtype)
-        if bias_N is not None:
-            y = y + bias_N
-        return finished(y, is_relu=is_relu, residual=residual_MN)
+        return then.after_bias(y if then.bias is None else y + then.bias)
 
     def levels_and_bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Levels (N, K), uint8, and each group's scale and zero (N, G, 2)."""

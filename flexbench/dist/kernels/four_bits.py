@@ -19,6 +19,7 @@ from functools import cache
 import torch
 from torch.nn import functional
 
+from flexbench.dist.kernels.epilogue import NOTHING, Epilogue
 from flexbench.dist.kernels.four_bit_layouts import (
     BLOCK_ROWS,
     DTYPE,
@@ -38,7 +39,7 @@ def fits(shape: tuple[int, ...], config: CompressionConfig, device: str) -> bool
     """Whether there is a product with a matrix of this shape (N, K) on this device."""
     if device != "cpu" or config.group_size not in _GROUP_SIZES:
         return False
-    return shape[1] % config.group_size == 0 and _is_supported()
+    return shape[1] % config.group_size == 0 and (Panels.is_available() or _is_supported())
 
 
 def filled_rows(num_rows: int) -> int:
@@ -92,18 +93,11 @@ class FourBitMap:
         whole = (filled_rows(self._num_rows), width)
         self._layout: Layout = _layout_kind()(data, whole, config.group_size)
 
-    def apply(
-        self,
-        x: torch.Tensor,
-        bias_N: torch.Tensor | None = None,
-        *,
-        is_relu: bool = False,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """relu(x W^T + bias) + residual, in x's type: (..., K) to (..., N)."""
-        residual_MN = None if residual is None else residual.reshape(-1, self._num_rows)
-        x_MK = x.reshape(-1, x.shape[-1])
-        y_MN = self._layout.multiply(x_MK, bias_N, is_relu, residual_MN, self._num_rows)
+    def apply(self, x: torch.Tensor, then: Epilogue = NOTHING) -> torch.Tensor:
+        """x W^T and what comes then, in x's type: (..., K) to (..., N)."""
+        if then.residual is not None:
+            then = then._replace(residual=then.residual.reshape(-1, self._num_rows))
+        y_MN = self._layout.multiply(x.reshape(-1, x.shape[-1]), then, self._num_rows)
         return y_MN.view(*x.shape[:-1], self._num_rows)
 
     def dense(self) -> torch.Tensor:
@@ -121,14 +115,14 @@ def _layout_kind() -> type[Panels] | type[Blocks]:
 
 @cache
 def _is_supported() -> bool:
-    """Whether product and layout are as expected: torch promises neither."""
+    """Whether torch's product and layout are as expected: it promises neither."""
     config = CompressionConfig(group_size=32)
     generator = torch.Generator().manual_seed(0)
     weight_NK = torch.rand(BLOCK_ROWS, 64, generator=generator)
     identity = torch.eye(64)
     try:
         product = FourBitMap(pack(weight_NK, config), (BLOCK_ROWS, 64), config, torch.float32)
-        found = product.apply(identity, None).T
+        found = product.apply(identity).T
     except (AttributeError, NotImplementedError, RuntimeError):  # another torch, or another CPU
         return False
     step = 1 / _LEVELS

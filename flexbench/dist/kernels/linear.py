@@ -16,21 +16,15 @@ import torch
 from torch.nn import functional
 
 from flexbench.dist.kernels import panel_product
+from flexbench.dist.kernels.epilogue import NOTHING, Epilogue
 from flexbench.dist.kernels.panel_product import PanelMatrix
 
 
 class Product(Protocol):
     """What multiplies with a matrix (N, K)."""
 
-    def apply(
-        self,
-        x: torch.Tensor,
-        bias_N: torch.Tensor | None = None,
-        *,
-        is_relu: bool = False,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """relu(x W^T + bias) + residual, in x's type: (..., K) to (..., N)."""
+    def apply(self, x: torch.Tensor, then: Epilogue = NOTHING) -> torch.Tensor:
+        """x W^T and what comes then, in x's type: (..., K) to (..., N)."""
 
     def dense(self) -> torch.Tensor:
         """The matrix itself, in the model's type."""
@@ -43,17 +37,6 @@ class LinearMap(Product, Protocol):
         """Some of its rows: `index` of shape (...) gives (..., K)."""
 
 
-def finished(
-    y: torch.Tensor, *, is_relu: bool = False, residual: torch.Tensor | None = None
-) -> torch.Tensor:
-    """What comes after a product, in the memory of its result."""
-    if is_relu:
-        y.relu_()
-    if residual is not None:
-        y.add_(residual)
-    return y
-
-
 class DenseMap:
     """A matrix as it is, (N, K)."""
 
@@ -61,18 +44,10 @@ class DenseMap:
         self._weight_NK = weight_NK
         self._is_onednn = has_onednn(weight_NK)
 
-    def apply(
-        self,
-        x: torch.Tensor,
-        bias_N: torch.Tensor | None = None,
-        *,
-        is_relu: bool = False,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """relu(x W^T + bias) + residual, in x's type: (..., K) to (..., N)."""
+    def apply(self, x: torch.Tensor, then: Epilogue = NOTHING) -> torch.Tensor:
+        """x W^T and what comes then, in x's type: (..., K) to (..., N)."""
         product = _onednn_linear if self._is_onednn else functional.linear
-        y = product(x, self._weight_NK, bias_N)
-        return finished(y, is_relu=is_relu, residual=residual)
+        return then.after_bias(product(x, self._weight_NK, then.bias))
 
     def dense(self) -> torch.Tensor:
         """The matrix itself."""
@@ -97,30 +72,23 @@ class PackedMap:
         self._packed: Product | None = None
         self._is_used = False
 
-    def apply(
-        self,
-        x: torch.Tensor,
-        bias_N: torch.Tensor | None = None,
-        *,
-        is_relu: bool = False,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """relu(x W^T + bias) + residual, in x's type: (..., K) to (..., N)."""
+    def apply(self, x: torch.Tensor, then: Epilogue = NOTHING) -> torch.Tensor:
+        """x W^T and what comes then, in x's type: (..., K) to (..., N)."""
         if not self._is_used:
             self._is_used = True
-            y = self._apply_pieces(x, bias_N)
-            return finished(y, is_relu=is_relu, residual=residual)
+            return then.after_bias(self._apply_pieces(x, then.bias))
         if self._packed is None:
             is_panels = panel_product.fits(x.dtype, x.shape[-1])
             self._packed = PanelMatrix(self._pieces) if is_panels else _OneDnnMatrix(self.dense())
             self._pieces = ()
-        return self._packed.apply(x, bias_N, is_relu=is_relu, residual=residual)
+        return self._packed.apply(x, then)
 
     def _apply_pieces(self, x: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
         sizes = [len(piece) for piece in self._pieces]
         biases = [None] * len(sizes) if bias_N is None else bias_N.split(sizes)
         outputs = [
-            DenseMap(piece).apply(x, bias) for piece, bias in zip(self._pieces, biases, strict=True)
+            DenseMap(piece).apply(x, Epilogue(bias))
+            for piece, bias in zip(self._pieces, biases, strict=True)
         ]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
 
@@ -142,16 +110,8 @@ class _OneDnnMatrix:
     def __init__(self, weight_NK: torch.Tensor) -> None:
         self._packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_NK, None)
 
-    def apply(
-        self,
-        x: torch.Tensor,
-        bias_N: torch.Tensor | None = None,
-        *,
-        is_relu: bool = False,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        y = _onednn_linear(x, self._packed, bias_N)
-        return finished(y, is_relu=is_relu, residual=residual)
+    def apply(self, x: torch.Tensor, then: Epilogue = NOTHING) -> torch.Tensor:
+        return then.after_bias(_onednn_linear(x, self._packed, then.bias))
 
     def dense(self) -> torch.Tensor:
         weight_NK: torch.Tensor = self._packed.to_dense()

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
+from flexbench.dist.kernels.epilogue import NOTHING, Epilogue
 from flexbench.dist.kernels.native import address, function, library
 
 _ROWS_AT_ONCE = 96  # ROWS_AT_ONCE in the source
@@ -51,30 +52,22 @@ class PanelMatrix:
             )
             first += len(piece)
 
-    def apply(
-        self,
-        x: torch.Tensor,
-        bias_N: torch.Tensor | None = None,
-        *,
-        is_relu: bool = False,
-        residual: torch.Tensor | None = None,
-    ) -> torch.Tensor:
-        """relu(x W^T + bias) + residual: (..., K) to (..., N), rounded to x's type once."""
+    def apply(self, x: torch.Tensor, then: Epilogue = NOTHING) -> torch.Tensor:
+        """x W^T and what comes then: (..., K) to (..., N), rounded to x's type once."""
         x, dtype, threads = x.contiguous(), self._panels.dtype, torch.get_num_threads()
         assert x.dtype == dtype
         shape = (*x.shape[:-1], self._num_outputs)
-        if bias_N is not None:
-            bias_N = bias_N.contiguous()
-        if residual is not None:
-            assert residual.shape == shape
-            residual = residual.contiguous()
+        assert then.residual is None or then.residual.shape == shape
+        bias, residual = (
+            None if given is None else given.contiguous() for given in (then.bias, then.residual)
+        )
         out = torch.empty(shape, dtype=dtype)
         num_rows = x.numel() // self._num_inputs
         rows_at_once = min(num_rows, threads * _ROWS_AT_ONCE)
         scratch = torch.empty(rows_at_once * self._num_inputs, dtype=dtype)
-        addresses = map(address, (x, self._panels, bias_N, residual, out, scratch))
+        addresses = map(address, (x, self._panels, bias, residual, out, scratch))
         sizes = (num_rows, self._num_outputs, self._num_inputs)
-        self._multiply(*addresses, *sizes, is_relu, threads)
+        self._multiply(*addresses, *sizes, then.is_relu, threads)
         return out
 
     def dense(self) -> torch.Tensor:

@@ -92,7 +92,7 @@ def _products(x: torch.Tensor, weight: torch.Tensor) -> Iterator[Callable[[], ob
     yield lambda: functional.linear(x, weight)
     if has_onednn(weight):
         packed = PackedMap(weight)
-        yield lambda: packed.apply(x, None)
+        yield lambda: packed.apply(x)
 
 
 def _copy_bandwidths(env: ExecutionEnv) -> tuple[float, float]:

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="flexbench dist needs torch")
 
 from flexbench.dist.kernels import four_bits  # noqa: E402
+from flexbench.dist.kernels.epilogue import Epilogue  # noqa: E402
 from flexbench.dist.kernels.four_bits import FourBitMap  # noqa: E402
 from flexbench.dist.policy import CompressionConfig  # noqa: E402
 
@@ -64,7 +65,7 @@ def test_the_product_is_that_of_its_own_matrix(
     x = random_tensor(num_rows, shape[1], dtype=dtype, seed=3)
     bias = random_tensor(shape[0], dtype=dtype, seed=4)
 
-    y = matrix.apply(x, bias)
+    y = matrix.apply(x, Epilogue(bias))
 
     exact = x.double() @ matrix.dense().double().T + bias.double()
     size = x.double().abs() @ matrix.dense().double().abs().T + bias.double().abs()
@@ -80,8 +81,8 @@ def test_what_comes_after_the_product(num_rows: int) -> None:
     matrix = compressed(random_tensor(64, 128, dtype=torch.float32, seed=2))
     x = random_tensor(num_rows, 128, dtype=torch.float32, seed=3)
     residual = random_tensor(num_rows, 64, dtype=torch.float32, seed=4)
-    y = matrix.apply(x, is_relu=True, residual=residual)
-    assert torch.allclose(y, matrix.apply(x, None).relu() + residual, atol=1e-5)
+    y = matrix.apply(x, Epilogue(is_relu=True, residual=residual))
+    assert torch.allclose(y, matrix.apply(x).relu() + residual, atol=1e-5)
 
 
 def test_groups_of_equal_elements() -> None:

@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="flexbench dist needs torch")
 
 from flexbench.dist.kernels import panel_product  # noqa: E402
+from flexbench.dist.kernels.epilogue import Epilogue  # noqa: E402
 from flexbench.dist.kernels.linear import DenseMap, PackedMap, can_be_packed, has_onednn  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -44,7 +45,7 @@ def test_products(dtype: Any, shape: tuple[int, int, int], has_bias: bool, kind:
     matrix = kind(weight)
     expected, tolerance = by_hand(x, weight, bias)
     for _ in range(3):  # packed the second time
-        y = matrix.apply(x, bias)
+        y = matrix.apply(x, Epilogue(bias))
         assert y.dtype == dtype
         assert ((y.double() - expected).abs() <= tolerance).all()
 
@@ -53,7 +54,7 @@ def test_products(dtype: Any, shape: tuple[int, int, int], has_bias: bool, kind:
 def test_any_number_of_dimensions(kind: Any) -> None:
     weight = random_tensor(5, 8, dtype=torch.float32)
     x = random_tensor(2, 3, 8, dtype=torch.float32)
-    y = kind(weight).apply(x, None)
+    y = kind(weight).apply(x)
     assert y.shape == (2, 3, 5)
     assert torch.allclose(y, x @ weight.T, atol=1e-6)
 
@@ -67,7 +68,7 @@ def test_what_is_packed_can_be_unpacked(kind: Any, dtype: Any) -> None:
     for _ in range(3):
         assert torch.equal(matrix.dense(), weight)
         assert torch.equal(matrix.rows(index), weight[index])
-        matrix.apply(torch.ones(1, 70, dtype=dtype), None)
+        matrix.apply(torch.ones(1, 70, dtype=dtype))
 
 
 @pytest.mark.parametrize("has_bias", [False, True])
@@ -78,7 +79,7 @@ def test_a_matrix_of_several_pieces(has_bias: bool) -> None:
     matrix = PackedMap(*pieces)
     expected, tolerance = by_hand(x, torch.cat(pieces), bias)
     for _ in range(3):
-        assert ((matrix.apply(x, bias).double() - expected).abs() <= tolerance).all()
+        assert ((matrix.apply(x, Epilogue(bias)).double() - expected).abs() <= tolerance).all()
         assert torch.equal(matrix.dense(), torch.cat(pieces))
 
 
@@ -101,7 +102,7 @@ def test_what_comes_after_the_product(
     tolerance = tolerance + torch.finfo(dtype).eps * exact.abs()
     matrix = kind(weight)
     for _ in range(3):
-        y = matrix.apply(x, bias, is_relu=True, residual=residual)
+        y = matrix.apply(x, Epilogue(bias, True, residual))
         assert ((y.double() - exact).abs() <= tolerance).all()
         assert torch.equal(residual, before)
 
@@ -109,8 +110,8 @@ def test_what_comes_after_the_product(
 def test_what_is_packed_is_let_go() -> None:
     weight = random_tensor(16, 16, dtype=torch.float32)
     packed, before, x = PackedMap(weight), weight.clone(), torch.eye(16)
-    packed.apply(x, None)
-    packed.apply(x, None)
+    packed.apply(x)
+    packed.apply(x)
     weight.zero_()
     assert torch.equal(packed.dense(), before)
 

@@ -45,6 +45,34 @@ def test_it_is_compiled_once(tmp_path: Path) -> None:
     assert made.stat().st_mtime_ns == before.st_mtime_ns
 
 
+@pytest.mark.skipif(not HAS_COMPILER, reason="there is no C compiler, or no OpenMP in torch")
+def test_all_of_it_is_there_where_the_cpu_has_what_it_takes(tmp_path: Path) -> None:
+    """Else every test of a kernel could be skipped, and nobody would know."""
+    code = """
+import torch
+from flexbench.dist.kernels import (
+    decode_attention, four_bits, four_bit_layouts, panel_product, prefill_attention
+)
+from flexbench.dist.policy import CompressionConfig
+
+has_bfloat16 = "avx512_bf16" in open("/proc/cpuinfo").read()
+for dtype, expected in ((torch.float32, True), (torch.bfloat16, has_bfloat16)):
+    assert panel_product.fits(dtype, 64) is expected
+    assert prefill_attention.fits(dtype, 64) is expected
+    assert decode_attention.is_available(dtype)
+assert four_bit_layouts.Panels.is_available() is has_bfloat16
+assert four_bits.fits((64, 64), CompressionConfig(group_size=64), "cpu") or not has_bfloat16
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "FLEXBENCH_NATIVE": "", "XDG_CACHE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_without_a_compiler_torch_computes(tmp_path: Path) -> None:
     assert ask(tmp_path, CC="no-such-compiler") == "False"
     assert ask(tmp_path, FLEXBENCH_NATIVE="0") == "False"

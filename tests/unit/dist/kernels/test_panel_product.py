@@ -7,6 +7,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="flexbench dist needs torch")
 
 from flexbench.dist.kernels import panel_product  # noqa: E402
+from flexbench.dist.kernels.epilogue import Epilogue  # noqa: E402
 from flexbench.dist.kernels.panel_product import PanelMatrix  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -93,7 +94,7 @@ def test_what_comes_after_the_product(
     x = random_tensor(rows, 24, dtype=dtype, seed=2)
     bias = random_tensor(outputs, dtype=dtype, seed=3) if has_bias else None
     residual = random_tensor(rows, outputs, dtype=dtype, seed=4) if has_residual else None
-    y = PanelMatrix([weight]).apply(x, bias, is_relu=is_relu, residual=residual)
+    y = PanelMatrix([weight]).apply(x, Epilogue(bias, is_relu, residual))
     assert_close(y, x, weight, bias, residual, is_relu=is_relu)
 
 
@@ -118,7 +119,7 @@ def test_inputs_that_are_not_contiguous(dtype: torch.dtype) -> None:
     x = random_tensor(4, 3, 10, dtype=dtype)[:, -1]
     residual = random_tensor(33, 4, dtype=dtype).T
     bias = random_tensor(33, 2, dtype=dtype)[:, 0]
-    y = PanelMatrix([weight]).apply(x, bias, residual=residual)
+    y = PanelMatrix([weight]).apply(x, Epilogue(bias, residual=residual))
     assert_close(y, x, weight, bias, residual)
 
 
@@ -132,7 +133,7 @@ def test_what_is_not_finite_is_not_lost(dtype: torch.dtype, value: float) -> Non
     weight = random_tensor(64, 16, dtype=dtype).abs()
     x = torch.ones(14, 16, dtype=dtype)
     x[3, 5] = value
-    y = PanelMatrix([weight]).apply(x, is_relu=True)
+    y = PanelMatrix([weight]).apply(x, Epilogue(is_relu=True))
     expected = torch.full((64,), value, dtype=dtype)
     assert torch.equal(y[3].nan_to_num(), expected.nan_to_num())
     assert y[3].isnan().all() == expected.isnan().all()
