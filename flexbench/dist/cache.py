@@ -107,6 +107,17 @@ class LayerCache:
                 for tensor in self._at_home(share, shape.max_length):
                     tensor.zero_()
 
+    @property
+    def whole(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Keys and values of all rows and positions, (M, R, D), if they can be attended to as one.
+
+        That is on a CPU, in one home, uncompressed, with no choice among the values.
+        """
+        if not self.is_in_place or len(self._shares) > 1 or self._sparsity < 1:
+            return None
+        k, v = self._at_home(self._shares[0], self._shape.max_length)
+        return (k, v) if k.device.type == "cpu" else None
+
     # --- loading ---
 
     def load(self, past: int, buffer: Buffer) -> list[Segment]:
@@ -115,14 +126,21 @@ class LayerCache:
 
     def _load_share(self, share: _Share, past: int, buffer: Buffer) -> Segment:
         if share.name in self._in_place:
-            k, v = self._at_home(share, self._rounded(past + 1))
-            return Segment(share.rows, past, k, v, is_home=True)
+            return self._segment_in_place(share, past)
         k = self._fetch(share, share.k, past, buffer, "k")
         if self._sparsity < 1 and self._compression is None and share.is_in_memory:
             v = self._at_home(share, past + 1)[1]
         else:
             v = self._fetch(share, share.v, past, buffer, "v")
         return Segment(share.rows, past, k, v, is_home=False)
+
+    def in_place(self, past: int) -> list[Segment]:
+        """The same where nothing has to be loaded."""
+        return [self._segment_in_place(share, past) for share in self._shares]
+
+    def _segment_in_place(self, share: _Share, past: int) -> Segment:
+        k, v = self._at_home(share, self._rounded(past + 1))
+        return Segment(share.rows, past, k, v, is_home=True)
 
     def _rounded(self, length: int) -> int:
         if self._shape.dtype == torch.float32:
@@ -186,6 +204,12 @@ class LayerCache:
 
     # --- computing ---
 
+    def rows_of(self, is_real_BL: torch.Tensor | None) -> torch.Tensor | None:
+        """Which positions are real, for each row: (R, L)."""
+        if is_real_BL is None:
+            return None
+        return is_real_BL.repeat_interleave(self._shape.num_heads, dim=0)
+
     def attend(
         self,
         segments: list[Segment],
@@ -196,9 +220,7 @@ class LayerCache:
     ) -> torch.Tensor:
         """Attention of one new position over the past and itself: (B, H, D)."""
         q, k, v = (x.flatten(0, 1) for x in (q_BHD, k_BHD, v_BHD))
-        is_real = None
-        if is_real_BL is not None:
-            is_real = is_real_BL.repeat_interleave(self._shape.num_heads, dim=0)
+        is_real = self.rows_of(is_real_BL)
         outputs = []
         for segment in segments:
             rows = slice(segment.rows.start, segment.rows.stop)

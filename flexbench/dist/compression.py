@@ -11,6 +11,7 @@ import torch
 
 from flexbench.dist.kernels.epilogue import NOTHING, Epilogue
 from flexbench.dist.kernels.linear import DenseMap
+from flexbench.dist.kernels.panels import InPanels
 from flexbench.dist.policy import CompressionConfig
 
 _LEVELS = 15  # the highest of 4 bits
@@ -98,6 +99,10 @@ class CompressedMap:
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Some of its rows: `index` of shape (...) gives (..., K). No others are decompressed."""
         return self._decompress(self._records[index])
+
+    def in_panels(self) -> InPanels | None:
+        """It is not."""
+        return None
 
     def _decompress(self, records: torch.Tensor) -> torch.Tensor:
         return decompress(records, self._width, self._config, self._dtype)

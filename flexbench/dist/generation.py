@@ -12,7 +12,7 @@ from flexbench.dist import sampling
 from flexbench.dist.attention import prefill_attention
 from flexbench.dist.homes import ExecutionEnv
 from flexbench.dist.lanes import synchronize
-from flexbench.dist.layers import MLP, InputEmbed, Layer, OutputEmbed
+from flexbench.dist.layers import MLP, DecodeHalf, DecoderPart, InputEmbed, Layer, OutputEmbed
 from flexbench.dist.messages import Messages
 from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.policy import Policy
@@ -22,7 +22,7 @@ from flexbench.dist.task import IntArray, Task
 from flexbench.dist.timing import ComputeClock, StageTimes
 from flexbench.dist.transfers import Transfers
 from flexbench.dist.transport import PipelineLink
-from flexbench.dist.weights import LayerWeights
+from flexbench.dist.weights import LayerWeights, ReadyWeights
 
 
 class Generation:
@@ -73,6 +73,7 @@ class Generation:
         )
         self._output: torch.Tensor | None = None
         self._new_kv: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._compiled: dict[int, list[DecodeHalf] | None] = {}
         self._transfers = Transfers(
             config=config,
             policy=policy,
@@ -173,13 +174,37 @@ class Generation:
             return layer.forward(weights, ids, self._masks.positions(prompts, token))
         is_inner = step.layer > 0
         hidden = self._transfers.hidden(step) if is_inner else self._messages.input(step.batch)
-        if isinstance(layer, MLP | OutputEmbed):
+        if isinstance(layer, OutputEmbed):
+            return layer.forward(weights, hidden)
+        if token > 0 and (compiled := self._decode(step, layer, weights, hidden)) is not None:
+            return compiled
+        if isinstance(layer, MLP):
             return layer.forward(weights, hidden)
 
         def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
             return self._attend(step, prompts, q, k, v)
 
         return layer.forward(weights, hidden, attend)
+
+    def _decode(
+        self, step: Step, layer: DecoderPart, weights: ReadyWeights, hidden_B1h: torch.Tensor
+    ) -> torch.Tensor | None:
+        """The layer's output for one new position, if it can be computed at once."""
+        if step.layer not in self._compiled:
+            is_kept = self._transfers.is_resident(step)
+            self._compiled[step.layer] = layer.compiled(weights) if is_kept else None
+        halves = self._compiled[step.layer]
+        if halves is None:
+            return None
+        past = None
+        if layer.num_caches:
+            mask = self._masks.is_real(self._blocks.of_step(step), self._task.prompt_len + step.unit.token)
+            past = self._transfers.past(step, mask)
+            if past is None:
+                return None
+        for half in halves:
+            hidden_B1h = half.forward(hidden_B1h, past)
+        return hidden_B1h
 
     def _attend(
         self,

@@ -13,6 +13,9 @@ from typing import Protocol
 import torch
 from torch.nn import functional
 
+from flexbench.dist.kernels import decode_layer
+from flexbench.dist.kernels.decode_layer import Affine, AttentionHalf, MlpHalf, Norm
+from flexbench.dist.kernels.panels import InPanels
 from flexbench.dist.opt_config import POSITION_OFFSET, OptConfig
 from flexbench.dist.partition import Stage
 
@@ -52,6 +55,9 @@ class Weights(Protocol):
     def rows(self, name: str, index: torch.Tensor) -> torch.Tensor:
         """Some rows of a table: `index` of shape (...) gives (..., width)."""
 
+    def in_panels(self, name: str) -> InPanels | None:
+        """A matrix as kernels read it that do more than multiply, if it lies so."""
+
     def linear(
         self,
         name: str,
@@ -66,6 +72,10 @@ class Weights(Protocol):
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Attention over queries, keys and values of the new positions, each (B, S, H, D), and the past."""
+
+
+DecodeHalf = AttentionHalf | MlpHalf
+"""A half of a decoder layer for one new position of each prompt, in one call."""
 
 
 class InputEmbed:
@@ -126,6 +136,18 @@ class SelfAttention:
         x = weights.linear("out.weight", x, bias="out.bias", residual=hidden_BSh)
         return x if config.do_layer_norm_before else _layer_norm(weights, "attn_norm", x)
 
+    def compiled(self, weights: Weights) -> list[DecodeHalf] | None:
+        """The same for one new position, if there is a kernel and the weights lie as it reads them.
+
+        These are kept; only for weights that stay where they are.
+        """
+        config = self._config
+        norm = _norm_of(weights, "attn_norm", is_first=config.do_layer_norm_before)
+        qkv, out = (_affine(weights, name) for name in ("qkv", "out"))
+        if norm is None or qkv is None or out is None:
+            return None
+        return [AttentionHalf(norm, qkv, out, config.num_attention_heads)]
+
 
 class MLP:
     """The feed-forward part with its layer norm and residual."""
@@ -157,6 +179,14 @@ class MLP:
         x = weights.linear("fc2.weight", x, bias="fc2.bias", residual=hidden_BSh)
         return x if self._is_norm_first else _layer_norm(weights, "mlp_norm", x)
 
+    def compiled(self, weights: Weights) -> list[DecodeHalf] | None:
+        """As in `SelfAttention`."""
+        norm = _norm_of(weights, "mlp_norm", is_first=self._is_norm_first)
+        fc1, fc2 = (_affine(weights, name) for name in ("fc1", "fc2"))
+        if not self._is_relu or norm is None or fc1 is None or fc2 is None:
+            return None
+        return [MlpHalf(norm, fc1, fc2)]
+
 
 class TransformerLayer:
     """Attention and MLP, loaded as one."""
@@ -171,6 +201,11 @@ class TransformerLayer:
     def forward(self, weights: Weights, hidden_BSh: torch.Tensor, attend: Attend) -> torch.Tensor:
         """Hidden states after the layer, of the same shape."""
         return self._mlp.forward(weights, self._attention.forward(weights, hidden_BSh, attend))
+
+    def compiled(self, weights: Weights) -> list[DecodeHalf] | None:
+        """As in `SelfAttention`; both halves, or neither."""
+        halves = (self._attention.compiled(weights), self._mlp.compiled(weights))
+        return None if None in halves else [half for found in halves for half in found or ()]
 
 
 class OutputEmbed:
@@ -203,7 +238,8 @@ class OutputEmbed:
         return weights.linear("tokens", x)
 
 
-Layer = InputEmbed | SelfAttention | MLP | TransformerLayer | OutputEmbed
+DecoderPart = SelfAttention | MLP | TransformerLayer
+Layer = InputEmbed | DecoderPart | OutputEmbed
 
 
 def layers_of(config: OptConfig, stage: Stage, *, sep_layer: bool) -> list[Layer]:
@@ -225,6 +261,18 @@ def _table(name: str, shape: Sequence[int], source: str) -> WeightSpec:
 
 def _spec(name: str, shape: Sequence[int], *sources: str) -> WeightSpec:
     return WeightSpec(name, tuple(shape), sources)
+
+
+def _norm_of(weights: Weights, name: str, *, is_first: bool) -> Norm | None:
+    weight, bias = (weights.get(f"{name}.{part}") for part in ("weight", "bias"))
+    if weight.device.type != "cpu" or not decode_layer.fits(weight.dtype, len(weight)):
+        return None
+    return Norm(weight, bias, LAYER_NORM_EPS, is_first)
+
+
+def _affine(weights: Weights, name: str) -> Affine | None:
+    matrix = weights.in_panels(f"{name}.weight")
+    return None if matrix is None else Affine(matrix, weights.get(f"{name}.bias"))
 
 
 def _layer_norm(weights: Weights, name: str, x: torch.Tensor) -> torch.Tensor:

@@ -12,6 +12,7 @@ from flexbench.dist.activations import HiddenStore
 from flexbench.dist.buffers import ReusedMemory
 from flexbench.dist.cache import CacheShape, LayerCache, Segment
 from flexbench.dist.homes import ExecutionEnv
+from flexbench.dist.kernels.decode_layer import Past
 from flexbench.dist.lanes import Lane, Ticket, open_lanes
 from flexbench.dist.layers import Layer
 from flexbench.dist.opt_config import OptConfig
@@ -131,6 +132,10 @@ class Transfers:
             ticket = self._submit("weight", lambda: weights.load(buffer))
             self._weight_loads[step.visit] = ticket
 
+    def is_resident(self, step: Step) -> bool:
+        """Whether the weights of the step's layer stay where they are."""
+        return self._weights[step.layer].load_bytes == 0
+
     def weights(self, step: Step) -> ReadyWeights:
         """The weights of the step's layer."""
         if step.batch == 0:
@@ -153,9 +158,9 @@ class Transfers:
         """Begin to load the keys and values of the step's past."""
         key = _cache_key(step)
         cache = self._caches.get(key)
-        if cache is None or step.unit.token == 0:
+        if cache is None or cache.is_in_place or step.unit.token == 0:
             return
-        past = self._task.prompt_len + step.unit.token - 1
+        past = self._length(step) - 1
         turn = step.number % 2 if self._is_overlapped else 0
 
         def buffer(
@@ -166,11 +171,15 @@ class Transfers:
         def load() -> None:
             self._segments[step.number] = cache.load(past, buffer)
 
-        if cache.is_in_place:
-            load()  # nothing is copied
-            return
         ticket = self._submit("cache_load", load, after=self._cache_stores.get(key))
         self._cache_loads[step.number] = ticket
+
+    def past(self, step: Step, is_real_BL: torch.Tensor | None) -> Past | None:
+        """Keys and values of the step's past and its place in them, if they can be read as one."""
+        cache = self._caches[_cache_key(step)]
+        if cache.whole is None:
+            return None
+        return Past(*cache.whole, self._length(step), cache.rows_of(is_real_BL))
 
     def attend(
         self,
@@ -182,7 +191,13 @@ class Transfers:
     ) -> torch.Tensor:
         """Attention of one new position over the past and itself: (B, H, D)."""
         cache = self._caches[_cache_key(step)]
-        return cache.attend(self._segments[step.number], q_BHD, k_BHD, v_BHD, is_real_BL)
+        in_place = cache.in_place(self._length(step) - 1) if cache.is_in_place else None
+        segments = in_place or self._segments[step.number]
+        return cache.attend(segments, q_BHD, k_BHD, v_BHD, is_real_BL)
+
+    def _length(self, step: Step) -> int:
+        """Positions until now, with the step's new one."""
+        return self._task.prompt_len + step.unit.token
 
     def store_cache(self, step: Step, k_BSHD: torch.Tensor, v_BSHD: torch.Tensor) -> None:
         """Begin to store keys and values of the step's new positions."""

@@ -19,6 +19,7 @@ from flexbench.dist.kernels import four_bits
 from flexbench.dist.kernels.epilogue import Epilogue
 from flexbench.dist.kernels.four_bits import FourBitMap
 from flexbench.dist.kernels.linear import DenseMap, LinearMap, PackedMap, can_be_packed
+from flexbench.dist.kernels.panels import InPanels
 from flexbench.dist.layers import WeightSpec
 from flexbench.dist.placement import LayerLayout, TensorSpec, lay_out
 from flexbench.dist.policy import CompressionConfig, Policy
@@ -205,6 +206,10 @@ class ReadyWeights:
     def rows(self, name: str, index: torch.Tensor) -> torch.Tensor:
         """Some rows of a matrix: `index` of shape (...) gives (..., width)."""
         return self.maps[name].rows(index)
+
+    def in_panels(self, name: str) -> InPanels | None:
+        """A matrix as kernels read it that do more than multiply, if it lies so."""
+        return self.maps[name].in_panels()
 
     def linear(
         self,

@@ -10,9 +10,10 @@
  */
 #include <omp.h>
 
+#include "kernels.h"
 #include "softmax.h"
 
-#define BLOCK 16        /* rows at most that are computed together */
+#define BLOCK ATTENTION_BLOCK
 #define QUAD 4          /* rows whose products with keys are summed together */
 #define AT_ONCE 8       /* positions whose values are added together; even */
 #define LINE 64         /* bytes of a cache line */

@@ -15,6 +15,7 @@ import torch
 from flexbench.dist.kernels.epilogue import Epilogue
 from flexbench.dist.kernels.linear import DenseMap
 from flexbench.dist.kernels.native import address, function, library
+from flexbench.dist.kernels.panels import InPanels
 
 DTYPE = torch.bfloat16
 BLOCK_ROWS = 64  # N is a multiple of this
@@ -31,6 +32,9 @@ class Layout(Protocol):
 
     def levels_and_bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Levels (N, K), uint8, and each group's scale and zero (N, G, 2)."""
+
+    def in_panels(self) -> InPanels | None:
+        """The matrix for kernels of ours, if they can read this layout."""
 
 
 class Panels:
@@ -92,6 +96,11 @@ class Panels:
         bounds = bounds.view(panels, groups, 2, self._OUTPUTS).permute(0, 3, 1, 2)
         return levels, bounds.reshape(-1, groups, 2)
 
+    def in_panels(self) -> InPanels:
+        """The matrix as it lies."""
+        num_outputs = len(self._records) * self._OUTPUTS
+        return InPanels(self._records, num_outputs, self._width, self._group_size)
+
 
 class Blocks:
     """The layout of torch's fused product on a CPU with AVX-512.
@@ -132,6 +141,9 @@ class Blocks:
         columns = self._packed.view(rows // BLOCK_ROWS, width, BLOCK_ROWS // 2)
         levels = torch.cat([columns & 0xF, columns >> 4], dim=-1).transpose(1, 2)
         return levels.reshape(rows, width), self._bounds_GN2.transpose(0, 1)
+
+    def in_panels(self) -> None:
+        """It is not."""
 
 
 def dense(layout: Layout, dtype: torch.dtype) -> torch.Tensor:

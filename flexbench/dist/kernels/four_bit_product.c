@@ -14,12 +14,12 @@
  */
 #include <omp.h>
 
+#include "kernels.h"
 #include "tile_sizes.h"
 
 int32_t has_four_bit_product(void) { return HAS_BFLOAT16; }
 
 #if HAS_BFLOAT16
-#define ROWS_AT_ONCE 96 /* rows of x for a panel before the next: they fit into L2 */
 
 #define TYPE float
 #define STEP 1

@@ -28,6 +28,7 @@ from flexbench.dist.kernels.four_bit_layouts import (
     Panels,
     dense,
 )
+from flexbench.dist.kernels.panels import InPanels
 from flexbench.dist.policy import CompressionConfig
 
 _GROUP_SIZES = (32, 64, 128, 256)  # that torch's product takes
@@ -107,6 +108,11 @@ class FourBitMap:
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Some of its rows: `index` of shape (...) gives (..., K). All are decompressed for it."""
         return self.dense()[index]
+
+    def in_panels(self) -> InPanels | None:
+        """The matrix as it lies, if that is our own layout."""
+        data = self._layout.in_panels()
+        return None if data is None else data._replace(num_outputs=self._num_rows)
 
 
 def _layout_kind() -> type[Panels] | type[Blocks]:

@@ -18,6 +18,7 @@ from torch.nn import functional
 from flexbench.dist.kernels import panel_product
 from flexbench.dist.kernels.epilogue import NOTHING, Epilogue
 from flexbench.dist.kernels.panel_product import PanelMatrix
+from flexbench.dist.kernels.panels import InPanels
 
 
 class Product(Protocol):
@@ -35,6 +36,9 @@ class LinearMap(Product, Protocol):
 
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Some of its rows: `index` of shape (...) gives (..., K)."""
+
+    def in_panels(self) -> InPanels | None:
+        """The matrix as it lies for kernels that have more to do than this product, if it does."""
 
 
 class DenseMap:
@@ -57,6 +61,10 @@ class DenseMap:
         """Some of its rows: `index` of shape (...) gives (..., K)."""
         return self._weight_NK[index]
 
+    def in_panels(self) -> InPanels | None:
+        """It is not."""
+        return None
+
 
 class PackedMap:
     """A matrix in the order in which it is read, which takes as much memory as the matrix.
@@ -69,7 +77,7 @@ class PackedMap:
     def __init__(self, *pieces_NK: torch.Tensor) -> None:
         """Of matrices below each other, for which `can_be_packed` has to hold. They may be kept."""
         self._pieces: tuple[torch.Tensor, ...] = pieces_NK
-        self._packed: Product | None = None
+        self._packed: PanelMatrix | _OneDnnMatrix | None = None
         self._is_used = False
 
     def apply(self, x: torch.Tensor, then: Epilogue = NOTHING) -> torch.Tensor:
@@ -77,11 +85,19 @@ class PackedMap:
         if not self._is_used:
             self._is_used = True
             return then.after_bias(self._apply_pieces(x, then.bias))
+        return self._in_order().apply(x, then)
+
+    def _in_order(self) -> PanelMatrix | _OneDnnMatrix:
         if self._packed is None:
-            is_panels = panel_product.fits(x.dtype, x.shape[-1])
+            is_panels = panel_product.fits(self._pieces[0].dtype, self._pieces[0].shape[1])
             self._packed = PanelMatrix(self._pieces) if is_panels else _OneDnnMatrix(self.dense())
             self._pieces = ()
-        return self._packed.apply(x, then)
+        return self._packed
+
+    def in_panels(self) -> InPanels | None:
+        """The matrix in panels, once it has been used: that it is used again is known then."""
+        packed = self._in_order() if self._is_used else None
+        return packed.in_panels() if isinstance(packed, PanelMatrix) else None
 
     def _apply_pieces(self, x: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
         sizes = [len(piece) for piece in self._pieces]

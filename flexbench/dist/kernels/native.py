@@ -58,6 +58,24 @@ def function(name: str, parameters: str) -> Callable[..., Any]:
 
 
 @cache
+def checked(name: str, parameters: str) -> Callable[..., Any]:
+    """A kernel that takes memory of its own, and returns whether there was none.
+
+    `parameters` are as for `function`. Calling it may raise MemoryError.
+    """
+    found = function(name, parameters)
+    found.restype = ctypes.c_int32  # type: ignore[attr-defined]
+    found.errcheck = _check_memory  # type: ignore[attr-defined]
+    return found
+
+
+def _check_memory(status: int, called: object, arguments: object) -> int:  # noqa: ARG001
+    if status != 0:
+        raise MemoryError("there is no memory for a decoder layer's intermediate results")
+    return status
+
+
+@cache
 def library() -> ctypes.CDLL | None:
     """All kernels, or None where there are none. Compiles them, if nobody has yet."""
     openmp = _torch_openmp()

@@ -9,9 +9,9 @@
  */
 #include <omp.h>
 
+#include "kernels.h"
 #include "tile_sizes.h"
 
-#define ROWS_AT_ONCE 96 /* rows of x for a panel before the next: they fit into L2 */
 
 int64_t panel_outputs(void) { return PANEL; }
 int32_t has_bfloat16_product(void) { return HAS_BFLOAT16; }

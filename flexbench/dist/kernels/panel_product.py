@@ -11,6 +11,7 @@ import torch
 
 from flexbench.dist.kernels.epilogue import NOTHING, Epilogue
 from flexbench.dist.kernels.native import address, function, library
+from flexbench.dist.kernels.panels import InPanels
 
 _ROWS_AT_ONCE = 96  # ROWS_AT_ONCE in the source
 _NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
@@ -69,6 +70,10 @@ class PanelMatrix:
         sizes = (num_rows, self._num_outputs, self._num_inputs)
         self._multiply(*addresses, *sizes, then.is_relu, threads)
         return out
+
+    def in_panels(self) -> InPanels:
+        """The matrix as it lies."""
+        return InPanels(self._panels, self._num_outputs, self._num_inputs)
 
     def dense(self) -> torch.Tensor:
         """The matrix itself, (N, K)."""

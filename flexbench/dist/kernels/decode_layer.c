@@ -1,0 +1,69 @@
+/* The two halves of a decoder layer for one new position of each prompt, each in one call.
+ *
+ * There is little to compute for a few prompts: asking for norm, products and attention one by one,
+ * with memory for each result, took as long as a quarter of it. It is compiled where it runs, by
+ * native.py.
+ *
+ * Letters: B prompts, h hidden size, H heads, D head size, L positions until now with the new one.
+ * Hidden states are (B, h); keys and values are (L, B H, D).
+ */
+#include <math.h>
+#include <stdlib.h>
+
+#include "kernels.h"
+
+#define ALIGNMENT 64
+
+/* A matrix (N, K) in panels, of the model's type or, with a group size, of 4 bits. */
+struct matrix {
+    const void *panels, *bias;
+    int64_t num_outputs, num_inputs, group_size;
+};
+
+struct norm {
+    const void *weight, *bias;
+    float epsilon;
+    int32_t is_first; /* before all else, or else after the residual is added */
+};
+
+struct attention {
+    struct norm norm;
+    struct matrix qkv, out;
+    int64_t num_heads;
+};
+
+struct mlp {
+    struct norm norm;
+    struct matrix fc1, fc2;
+};
+
+/* Memory for what lies between, taken piece by piece. */
+struct room {
+    char *next;
+};
+
+INLINE int64_t rounded(int64_t bytes) { return (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT; }
+
+INLINE void *take(struct room *room, int64_t bytes) {
+    void *taken = room->next;
+    room->next += rounded(bytes);
+    return taken;
+}
+
+/* What `product` takes at most, of all types. */
+static int64_t product_bytes(const struct matrix *w, int64_t M, int32_t num_threads) {
+    int64_t K = w->num_inputs, most_rows = M < num_threads * ROWS_AT_ONCE ? M : num_threads * ROWS_AT_ONCE;
+    if (w->group_size)
+        return 2 * rounded(M * K * (int64_t)sizeof(bfloat16)) +
+               rounded(M * (K / w->group_size) * (int64_t)sizeof(float));
+    return rounded(most_rows * K * (int64_t)sizeof(float));
+}
+
+#define TYPE float
+#include "decode_layer.h"
+#undef TYPE
+
+#if HAS_BFLOAT16
+#define TYPE bfloat16
+#include "decode_layer.h"
+#endif
