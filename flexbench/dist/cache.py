@@ -101,18 +101,18 @@ class LayerCache:
         self._in_place = {share.name for share in self._shares if self._is_used_in_place(share)}
         self.is_in_place = len(self._in_place) == len(self._shares)
         """Whether attention reads all of it where it is: nothing has to be loaded or moved."""
+        self.whole = self._find_whole()
+        """Keys and values of all rows and positions, (M, R, D), if they can be attended to as one.
+
+        That is on a CPU, in one home, uncompressed, with no choice among the values.
+        """
         for share in self._shares:
             if share.name in self._in_place:
                 # Places of later positions may be multiplied with 0, which NaN would survive.
                 for tensor in self._at_home(share, shape.max_length):
                     tensor.zero_()
 
-    @property
-    def whole(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Keys and values of all rows and positions, (M, R, D), if they can be attended to as one.
-
-        That is on a CPU, in one home, uncompressed, with no choice among the values.
-        """
+    def _find_whole(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         if not self.is_in_place or len(self._shares) > 1 or self._sparsity < 1:
             return None
         k, v = self._at_home(self._shares[0], self._shape.max_length)

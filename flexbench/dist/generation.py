@@ -198,8 +198,7 @@ class Generation:
             return None
         past = None
         if layer.num_caches:
-            mask = self._masks.is_real(self._blocks.of_step(step), self._task.prompt_len + step.unit.token)
-            past = self._transfers.past(step, mask)
+            past = self._transfers.past(step, self._is_real(step))
             if past is None:
                 return None
         for half in halves:
@@ -218,9 +217,14 @@ class Generation:
         self._new_kv = (k_BSHD, v_BSHD)
         if token == 0:
             return prefill_attention(q_BSHD, k_BSHD, v_BSHD, self._masks.padding(prompts))
-        is_real = self._masks.is_real(prompts, self._task.prompt_len + token)
+        is_real = self._is_real(step)
         q_BHD, k_BHD, v_BHD = q_BSHD[:, 0], k_BSHD[:, 0], v_BSHD[:, 0]
         return self._transfers.attend(step, q_BHD, k_BHD, v_BHD, is_real)[:, None]
+
+    def _is_real(self, step: Step) -> torch.Tensor | None:
+        """Which positions until now hold no padding: (B, L); None if all do."""
+        length = self._task.prompt_len + step.unit.token
+        return self._masks.is_real(self._blocks.of_step(step), length)
 
     # --- what comes out of the last layer ---
 

@@ -41,12 +41,14 @@ class Affine(NamedTuple):
 class Past(NamedTuple):
     """Keys and values of one layer, contiguous, in which the new position has its place."""
 
-    k_MRD: torch.Tensor
-    v_MRD: torch.Tensor
+    keys: torch.Tensor
+    """(M, R, D)."""
+    values: torch.Tensor
+    """(M, R, D)."""
     length: int
     """L."""
-    is_real_RL: torch.Tensor | None
-    """Positions that are looked at, bool; None stands for all."""
+    is_real: torch.Tensor | None
+    """(R, L), bool: which positions are looked at; None stands for all."""
 
 
 def fits(dtype: torch.dtype, hidden_size: int) -> bool:
@@ -68,10 +70,10 @@ class AttentionHalf:
     def forward(self, hidden_B1h: torch.Tensor, past: Past | None) -> torch.Tensor:
         """Hidden states after it, of the same shape; the new keys and values are in the past."""
         assert past is not None
-        hidden, mask = hidden_B1h.contiguous(), past.is_real_RL
+        hidden, mask = hidden_B1h.contiguous(), past.is_real
         mask = None if mask is None else mask.contiguous()
         out = torch.empty_like(hidden)
-        tensors = (hidden, past.k_MRD, past.v_MRD, mask, out)
+        tensors = (hidden, past.keys, past.values, mask, out)
         sizes = (len(hidden), past.length, torch.get_num_threads())
         self._decode(self._at, *map(address, tensors), *sizes)
         return out

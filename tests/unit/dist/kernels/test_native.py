@@ -51,7 +51,7 @@ def test_all_of_it_is_there_where_the_cpu_has_what_it_takes(tmp_path: Path) -> N
     code = """
 import torch
 from flexbench.dist.kernels import (
-    decode_attention, four_bits, four_bit_layouts, panel_product, prefill_attention
+    decode_attention, decode_layer, four_bits, four_bit_layouts, panel_product, prefill_attention
 )
 from flexbench.dist.policy import CompressionConfig
 
@@ -59,6 +59,7 @@ has_bfloat16 = "avx512_bf16" in open("/proc/cpuinfo").read()
 for dtype, expected in ((torch.float32, True), (torch.bfloat16, has_bfloat16)):
     assert panel_product.fits(dtype, 64) is expected
     assert prefill_attention.fits(dtype, 64) is expected
+    assert decode_layer.fits(dtype, 64) is expected
     assert decode_attention.is_available(dtype)
 assert four_bit_layouts.Panels.is_available() is has_bfloat16
 assert four_bits.fits((64, 64), CompressionConfig(group_size=64), "cpu") or not has_bfloat16
@@ -97,6 +98,7 @@ import torch
 from torch.nn import functional
 from flexbench.dist.kernels import native, panel_product
 from flexbench.dist.kernels.decode_attention import decode_attention
+from flexbench.dist.kernels.decode_layer import Affine, MlpHalf, Norm
 from flexbench.dist.kernels.prefill_attention import prefill_attention
 
 assert native.library() is not None
@@ -104,6 +106,14 @@ assert not panel_product.fits(torch.bfloat16, 64)
 x, weight = torch.randn(13, 64), torch.randn(50, 64)
 y = panel_product.PanelMatrix([weight]).apply(x)
 torch.testing.assert_close(y, x @ weight.T, rtol=1e-4, atol=1e-4)
+inner = torch.randn(70, 64)
+norm = Norm(torch.randn(64), torch.randn(64), 1e-5, True)
+wide, narrow = (panel_product.PanelMatrix([w]).in_panels() for w in (inner, inner.T))
+bias = torch.zeros(70)
+found = MlpHalf(norm, Affine(wide, bias), Affine(narrow, bias[:64])).forward(x[:, None])
+normed = functional.layer_norm(x, (64,), norm.weight, norm.bias, norm.epsilon)
+expected = x + (normed @ inner.T).relu() @ inner
+torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-3)
 for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.03)):
     q, k, v = torch.randn(3, 1, 33, 4, 64).to(dtype).unbind(0)
     heads = [t.transpose(1, 2) for t in (q, k, v)]
