@@ -23,6 +23,7 @@ from flexbench.dist.attention import (
 )
 from flexbench.dist.compression import compress, decompress, record_bytes
 from flexbench.dist.homes import ExecutionEnv, MemoryPart, Part
+from flexbench.dist.kernels import decode_attention as kernel
 from flexbench.dist.placement import split_rows
 from flexbench.dist.policy import CompressionConfig, Policy
 
@@ -106,8 +107,10 @@ class LayerCache:
 
         That is on a CPU, in one home, uncompressed, with no choice among the values.
         """
+        is_compiled = self.whole is not None and kernel.is_available(shape.dtype)
+        self._is_rounded = shape.dtype != torch.float32 and not is_compiled
         for share in self._shares:
-            if share.name in self._in_place:
+            if share.name in self._in_place and self._is_rounded:
                 # Places of later positions may be multiplied with 0, which NaN would survive.
                 for tensor in self._at_home(share, shape.max_length):
                     tensor.zero_()
@@ -143,7 +146,7 @@ class LayerCache:
         return Segment(share.rows, past, k, v, is_home=True)
 
     def _rounded(self, length: int) -> int:
-        if self._shape.dtype == torch.float32:
+        if not self._is_rounded:
             return length
         return min(-(-length // _LENGTH_STEP) * _LENGTH_STEP, self._shape.max_length)
 
@@ -185,6 +188,9 @@ class LayerCache:
     def store(self, start: int, k_BSHD: torch.Tensor, v_BSHD: torch.Tensor) -> None:
         """Put new positions, from `start` on, into all homes."""
         for kind, new in (("k", k_BSHD), ("v", v_BSHD)):
+            if self.whole is not None:
+                _copy(new, self.whole[kind == "v"][start:])
+                continue
             new_SRD = new.transpose(0, 1).flatten(1, 2)
             for share in self._shares:
                 # A single position has been written in place by `attend`.
@@ -263,6 +269,12 @@ def _attend_segment(
     top, index = most_weight(weights[:, : past + 1], sparsity)
     chosen = gather_positions(v[:past], index.to(v.device)).to(v_RD.device, v_RD.dtype)
     return sparse_values(top, chosen, weights[:, past], v_RD)
+
+
+def _copy(new_BSHD: torch.Tensor, home_LRD: torch.Tensor) -> None:
+    """To the first S positions: a copy less than by way of rows."""
+    new_SBHD = new_BSHD.transpose(0, 1)
+    home_LRD[: len(new_SBHD)].view(new_SBHD.shape).copy_(new_SBHD)
 
 
 def _allocate(shape: CacheShape, policy: Policy, env: ExecutionEnv) -> list[_Share]:

@@ -81,7 +81,7 @@ class InlineLane:
 
 
 class ThreadLane:
-    """Does everything in a thread of its own."""
+    """Does everything in a thread of its own, which is started when there is something to do."""
 
     def __init__(self, name: str, device: torch.device) -> None:
         self.busy_s = 0.0
@@ -91,7 +91,7 @@ class ThreadLane:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         # A daemon: a process that fails is not to be kept alive by its copies.
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._is_started = False
 
     def submit(self, work: Callable[[], None], *, after: Ticket | None = None) -> Ticket:
         """Do `work` in the lane's thread."""
@@ -102,6 +102,9 @@ class ThreadLane:
             computed = torch.cuda.Event()
             computed.record(torch.cuda.current_stream(self._device))
         self._queue.put(_Order(work, ticket, after, computed))
+        if not self._is_started:
+            self._is_started = True
+            self._thread.start()
         return ticket
 
     def end(self) -> None:
@@ -111,7 +114,8 @@ class ThreadLane:
 
     def join(self, timeout_s: float) -> None:
         """Wait until the thread has stopped."""
-        self._thread.join(timeout_s)
+        if self._is_started:
+            self._thread.join(timeout_s)
 
     def _run(self) -> None:
         with torch.inference_mode():

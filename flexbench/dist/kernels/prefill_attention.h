@@ -36,22 +36,18 @@ static void OF_TYPE(pack_values)(const TYPE *restrict v, TYPE *restrict to, int6
 /* Scores of one query, in pieces of PANEL that are `apart`, to weights at `to`, one for STEP inputs
  * after `rows` of them. The first `seen` positions are looked at, the others up to `filled` get 0.
  * Returns the sum of the weights. */
-static float OF_TYPE(weigh)(float *scores, int64_t apart, TYPE *to, int64_t rows, int64_t seen,
+static float OF_TYPE(weigh)(const float *scores, int64_t apart, TYPE *to, int64_t rows, int64_t seen,
                             int64_t filled, float scale) {
     floats highest = (floats){0} + MASKED, sums = {0};
-    float most = MASKED, sum = 0.0f;
-    for (int64_t s = seen; s < filled; s++)
-        scores[s / PANEL * apart + s % PANEL] = MASKED;
     for (int64_t s = 0; s < filled; s += 16) {
         floats score = load(scores + s / PANEL * apart + s % PANEL);
-        highest = choose(score > highest, score, highest);
+        highest = choose((score > highest) & is_below(seen - s), score, highest);
     }
-    for (int i = 0; i < 16; i++)
-        most = highest[i] > most ? highest[i] : most;
+    float most = largest(highest), sum = 0.0f;
     for (int64_t s = 0; s < filled; s += 16) {
         floats score = load(scores + s / PANEL * apart + s % PANEL);
         floats weights = OF_TYPE(round)(exp_negative(scale * (score - most)));
-        weights = choose(score == MASKED, (floats){0}, weights);
+        weights = choose(is_below(seen - s), weights, (floats){0});
         sums += weights;
         TYPE narrowed[16];
         OF_TYPE(store)(weights, narrowed);
@@ -61,6 +57,13 @@ static float OF_TYPE(weigh)(float *scores, int64_t apart, TYPE *to, int64_t rows
     for (int i = 0; i < 16; i++)
         sum += sums[i];
     return sum;
+}
+
+/* Asks for rows of one head, which lie far from each other: no processor foresees that. */
+INLINE void OF_TYPE(ask_for_rows)(const TYPE *x, int64_t first, int64_t rows, int64_t D, int64_t stride) {
+    for (int64_t row = first; row < first + rows; row++)
+        for (int64_t d = 0; d < D; d += LINE / (int64_t)sizeof(TYPE))
+            __builtin_prefetch(x + row * stride + d, 0, 2);
 }
 
 /* Queries first to first + rows of one prompt and head, of which keys and values are packed, with
@@ -108,11 +111,14 @@ void OF_TYPE(attend_prompts)(const TYPE *q, const TYPE *k, const TYPE *v, TYPE *
             OF_TYPE(pack_keys)(k + at, keys, S, D, position);
             OF_TYPE(pack_values)(v + at, values, S, D, filled, position);
             int64_t tiles = (S + TILE_ROWS - 1) / TILE_ROWS;
+            int64_t after = h + 1 < H ? at + head : b + 1 < B ? (b + 1) * prompt : at;
             for (int64_t t = 0; t < tiles; t++) {
-                int64_t first = OF_TYPE(tile_start)(t, S);
+                int64_t first = OF_TYPE(tile_start)(t, S), rows = OF_TYPE(tile_start)(t + 1, S) - first;
+                OF_TYPE(ask_for_rows)(q + after, first, rows, D, position);
+                OF_TYPE(ask_for_rows)(k + after, first, rows, D, position);
+                OF_TYPE(ask_for_rows)(v + after, first, rows, D, position);
                 OF_TYPE(some_queries)(q + at, keys, values, out + (b * S * H + h) * D, own, packed,
-                                      first, (int)(OF_TYPE(tile_start)(t + 1, S) - first), filled, D,
-                                      position, H * D, scale);
+                                      first, (int)rows, filled, D, position, H * D, scale);
             }
         }
 }

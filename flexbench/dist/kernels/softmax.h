@@ -21,6 +21,21 @@ INLINE floats choose(ints is_first, floats first, floats second) {
     return (floats)(((ints)first & is_first) | ((ints)second & ~is_first));
 }
 
+/* Lanes whose number is below this. */
+INLINE ints is_below(int64_t count) {
+    const ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return lane < (int32_t)(count < 16 ? count : 16);
+}
+
+INLINE float largest(floats x) {
+    float lanes[16];
+    memcpy(lanes, &x, sizeof lanes);
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++)
+            lanes[i] = lanes[i + half] > lanes[i] ? lanes[i + half] : lanes[i];
+    return lanes[0];
+}
+
 /* exp for x <= 0: 2^n times a polynomial in what is left, to 2e-7 of the value. */
 INLINE floats exp_negative(floats x) {
     floats t = choose(x < -87.0f, (floats){0} - 87.0f, x) * 1.44269504f; /* NaN stays NaN */
