@@ -23,11 +23,11 @@ from flexbench.dist.policy_search.constants import Constants, Curve, LayerTimes
 from flexbench.dist.policy_search.home_calibration import HomeCalibration
 from flexbench.dist.policy_search.placing import placed
 from flexbench.dist.policy_search.probe import Probe, Times
+from flexbench.dist.policy_search.turns import take_turns
 
 _SHORT_PROMPT = 16
 _DECODE_TOKENS = 5
 _LONG_TOKENS = 3
-_REPEATS = 2
 # Of the prompts of a run's length: batches grow as long as one takes no longer.
 _BATCH_S = 0.6
 _LEAST_LAYERS, _MOST_LAYERS = 2, 8
@@ -64,8 +64,7 @@ class Calibration:
         with Probe(self.model, on_gpu, self.env, num_layers=num_layers) as probe:
             # What is done for the first time takes longer: threads, kernels, memory.
             self._run_short(probe, on_gpu, self.batches[0])
-            long = self._long_runs(probe, on_gpu)
-            short = {size: self._run_short(probe, on_gpu, size) for size in _spread(self.batches)}
+            long, short = self._in_turns(probe, on_gpu)
             constants = Constants(
                 num_threads=torch.get_num_threads(),
                 num_layers=num_layers,
@@ -107,30 +106,50 @@ class Calibration:
         enough = max(_LEAST_LAYERS, -(-missing // layer_bytes))
         return min(enough, _MOST_LAYERS, self.model.num_hidden_layers)
 
-    def _long_runs(self, probe: Probe, policy: Policy) -> dict[int, Times]:
-        """Prompts of the run's length, in ever larger batches until that takes too long."""
-        runs: dict[int, Times] = {}
-        seconds = last = 0.0
+    def _in_turns(self, probe: Probe, policy: Policy) -> tuple[dict[int, Times], dict[int, Times]]:
+        """Prompts of the run's length, and short ones, by batch size."""
+        keys = [(True, size) for size in self._long_sizes(probe, policy)]
+        keys += [(False, size) for size in _spread(self.batches)]
+
+        def measure(key: tuple[bool, int]) -> Times:
+            is_long, size = key
+            return (self._run_long if is_long else self._run_short)(probe, policy, size)
+
+        found = take_turns(keys, measure)
+        long, short = (
+            {size: run for (is_long, size), run in found.items() if is_long is wanted}
+            for wanted in (True, False)
+        )
+        return long, short
+
+    def _long_sizes(self, probe: Probe, policy: Policy) -> list[int]:
+        """Ever larger batches of prompts of the run's length, until that takes too long.
+
+        Each has been run then, and has its memory, as a run has after its warm-up.
+        """
+        sizes: list[int] = []
+        seconds = 0.0
         for size in _spread(self.batches):
-            if runs and seconds * size / last > _BATCH_S:
+            if sizes and seconds * size / sizes[-1] > _BATCH_S:
                 break
-            sized = replace(policy, gpu_batch_size=size)
-            for _ in range(2):  # the second has its memory already, as a run has after its warm-up
-                began_at = time.perf_counter()
-                runs[size] = probe.run(
-                    sized,
-                    prompt_len=self.config.prompt_len,
-                    num_tokens=min(_LONG_TOKENS, self.config.gen_len),
-                )
-                seconds, last = time.perf_counter() - began_at, size
-        return runs
+            began_at = time.perf_counter()
+            self._run_long(probe, policy, size)
+            seconds = time.perf_counter() - began_at
+            sizes.append(size)
+        return sizes
+
+    def _run_long(self, probe: Probe, policy: Policy, size: int) -> Times:
+        return probe.run(
+            replace(policy, gpu_batch_size=size),
+            prompt_len=self.config.prompt_len,
+            num_tokens=min(_LONG_TOKENS, self.config.gen_len),
+        )
 
     def _run_short(self, probe: Probe, policy: Policy, size: int) -> Times:
         return probe.run(
             replace(policy, gpu_batch_size=size),
             prompt_len=self._short_prompt,
             num_tokens=_DECODE_TOKENS,
-            repeats=_REPEATS,
         )
 
     def _layer_times(

@@ -40,6 +40,11 @@ class Times:
     stalled_s: float
     num_decoded: int
 
+    @property
+    def total_s(self) -> float:
+        """What a layer of each kind took, for the prompt and all new positions."""
+        return sum(self.prefill_s.values()) + self.num_decoded * sum(self.decode_s.values())
+
     @classmethod
     def median(cls, runs: list[Times]) -> Times:
         """The median of each time."""
@@ -86,7 +91,7 @@ class Probe:
     ) -> None:
         self._lm.close()
 
-    def run(self, policy: Policy, *, prompt_len: int, num_tokens: int, repeats: int = 1) -> Times:
+    def run(self, policy: Policy, *, prompt_len: int, num_tokens: int) -> Times:
         """Generate for one block of `policy`, whose weights are where this probe's are."""
         self._lm.policy = policy
         shape = (policy.block_size, prompt_len)
@@ -94,15 +99,12 @@ class Probe:
         prompts[prompts == self._lm.config.pad_token_id] = 0
         # What a GPU does is only timed by layers when each is waited for.
         is_watched = self._has_gpu and not policy.overlap
-        runs = []
-        for _ in range(repeats):
-            self._lm.generate(
-                prompts,
-                max_new_tokens=num_tokens,
-                debug_mode=DebugMode.BREAKDOWN if is_watched else None,
-            )
-            runs.append(self._times(self._lm.times, policy))
-        return Times.median(runs)
+        self._lm.generate(
+            prompts,
+            max_new_tokens=num_tokens,
+            debug_mode=DebugMode.BREAKDOWN if is_watched else None,
+        )
+        return self._times(self._lm.times, policy)
 
     def _times(self, times: StageTimes, policy: Policy) -> Times:
         num_decoded = len(times.token_ends) - 1
