@@ -179,6 +179,11 @@ class DistConfig:
         )
 
     @property
+    def positions_per_token(self) -> float:
+        """Positions that layers compute for each new token, the prompt's shared among them."""
+        return (self.prompt_len + self.gen_len - 1) / self.gen_len
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of a prompt that are really generated."""
         if self.debug_mode is not None:

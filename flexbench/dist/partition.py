@@ -38,13 +38,18 @@ class Stage:
 
 
 def split_layers(
-    config: OptConfig, num_stages: int, balance: Balance = Balance.LAYERS
+    config: OptConfig,
+    num_stages: int,
+    balance: Balance = Balance.LAYERS,
+    *,
+    positions_per_token: float = 1.0,
 ) -> list[Stage]:
     """Consecutive ranges of transformer layers, one a stage, each of at least one layer.
 
     `layers` is the rule of FlexGen's DistOptLM: as even as possible, the first stages take the
-    remainder. `memory` and `time` count the embeddings, too. Raises ConfigError for more stages
-    than layers.
+    remainder. `memory` and `time` count the embeddings, too. For `time`, layers compute
+    `positions_per_token` positions for each new token: all of a prompt's, of which the output
+    embedding computes the last only. Raises ConfigError for more stages than layers.
     """
     if not 1 <= num_stages <= config.num_hidden_layers:
         raise ConfigError(
@@ -56,7 +61,7 @@ def split_layers(
         whole, remainder = divmod(config.num_hidden_layers, num_stages)
         counts = [whole + (rank < remainder) for rank in range(num_stages)]
     else:
-        counts = _level(config, _embedding_loads(config, num_stages, balance))
+        counts = _level(config, _embedding_loads(config, num_stages, balance, positions_per_token))
     starts = [sum(counts[:rank]) for rank in range(num_stages)]
     return [
         Stage(rank, num_stages, range(start, start + count))
@@ -64,7 +69,9 @@ def split_layers(
     ]
 
 
-def _embedding_loads(config: OptConfig, num_stages: int, balance: Balance) -> list[float]:
+def _embedding_loads(
+    config: OptConfig, num_stages: int, balance: Balance, positions_per_token: float
+) -> list[float]:
     """What the embeddings weigh on each stage, in transformer layers."""
     layer = config.layer_parameters()
     table = config.vocab_size * config.embed_dim
@@ -72,8 +79,10 @@ def _embedding_loads(config: OptConfig, num_stages: int, balance: Balance) -> li
     loads = [0.0] * num_stages
     if balance is Balance.MEMORY:
         loads[0] += (table + positions) / layer
-    # A look-up in the input embedding takes no time; the output embedding is a full product.
-    loads[-1] += table / layer
+        loads[-1] += table / layer
+    else:
+        # A look-up in the input embedding takes no time; the output embedding is a full product.
+        loads[-1] += table / layer / positions_per_token
     return loads
 
 

@@ -25,7 +25,8 @@ class DistOptLM(OptLM):
     torch.distributed's default process group has to be there if there are several. Every stage
     calls `generate` with the same arguments, and every stage gets all tokens. `comm_device` 'gpu'
     sends hidden states from the GPU, which without CUDA is the CPU. `num_inner_iterations` blocks
-    of prompts (default: one a stage) are under way at the same time.
+    of prompts (default: one a stage) are under way at the same time. `balance` and
+    `positions_per_token` are those of `split_layers`.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class DistOptLM(OptLM):
         async_comm: bool = False,
         *,
         balance: Balance = Balance.LAYERS,
+        positions_per_token: float = 1.0,
         weight_seed: int = 0,
         on_layer: Callable[[], None] | None = None,
     ) -> None:
@@ -53,7 +55,7 @@ class DistOptLM(OptLM):
             num_inner_iterations = num_pipeline_stages
         check_count("--num-inner-iterations", num_inner_iterations, minimum=1)
         self._rank, self._num_stages = pipeline_rank, num_pipeline_stages
-        self._balance = balance
+        self._balance, self._positions_per_token = balance, positions_per_token
         self._inner_iterations = num_inner_iterations
         self._is_async = async_comm
         self._comm_device = env.gpu.device if comm_device == "gpu" else torch.device("cpu")
@@ -70,7 +72,13 @@ class DistOptLM(OptLM):
         return super()._make_workload(task)
 
     def _make_stage(self) -> Stage:
-        return split_layers(self.config, self._num_stages, self._balance)[self._rank]
+        stages = split_layers(
+            self.config,
+            self._num_stages,
+            self._balance,
+            positions_per_token=self._positions_per_token,
+        )
+        return stages[self._rank]
 
     @property
     def _num_inner_iterations(self) -> int:

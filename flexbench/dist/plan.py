@@ -126,7 +126,12 @@ def make_plan(config: DistConfig, *, num_stages: int, has_gpu: bool) -> DistPlan
     if config.stop is not None and config.stop >= model.vocab_size:
         raise ConfigError("--stop", f"must be a token below {model.vocab_size}, not {config.stop}")
     iterations = config.num_inner_iterations or num_stages
-    stages = split_layers(model, num_stages, Balance(config.balance))
+    stages = split_layers(
+        model,
+        num_stages,
+        Balance(config.balance),
+        positions_per_token=config.positions_per_token,
+    )
     return DistPlan(
         config=config,
         model=model,

@@ -354,6 +354,20 @@ def test_a_balance_counts_the_embeddings() -> None:
     assert counts(config, 2, Balance.TIME) == [9, 3]
 
 
+def test_a_prompt_needs_the_output_embedding_once() -> None:
+    """5.4 layers' worth of it for one position of those that the layers compute for a token."""
+    config = get_opt_config("opt-125m")
+
+    def layers(positions: float) -> list[int]:
+        split = split_layers(config, 2, Balance.TIME, positions_per_token=positions)
+        return [len(stage.layers) for stage in split]
+
+    assert layers((128 + 31) / 32) == [7, 5]  # 1.1 layers
+    assert layers(2.0) == [7, 5]  # 2.7: 7 and 7.7
+    assert layers(512.0) == [6, 6]
+    assert layers(1.0) == counts(config, 2, Balance.TIME)
+
+
 @pytest.mark.parametrize("stages", [0, -1, 13, 1000])
 @pytest.mark.parametrize("balance", list(Balance))
 def test_refuses_more_stages_than_layers(stages: int, balance: Balance) -> None:
