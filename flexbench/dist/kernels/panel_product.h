@@ -22,6 +22,19 @@ void OF_TYPE(pack)(const TYPE *w, TYPE *panels, int64_t first, int64_t N, int64_
     }
 }
 
+/* Asks for what is added to a tile's sums, and for where they go: it comes while they are computed.
+ * Where nothing is added, asking gained nothing. */
+INLINE void OF_TYPE(ask_for_residual)(const struct epilogue *then, TYPE *out, int64_t m, int64_t n,
+                                      int64_t N, int64_t rows) {
+    if (!then->residual)
+        return;
+    for (int64_t at = m * N + n; rows > 0; rows--, at += N)
+        for (int64_t i = 0; i < PANEL; i += LINE / (int64_t)sizeof(TYPE)) {
+            __builtin_prefetch((const TYPE *)then->residual + at + i, 0, 3);
+            __builtin_prefetch(out + at + i, 1, 3);
+        }
+}
+
 /* One panel of outputs, n from panel * PANEL on, of `rows` packed rows, m from `first` on. */
 static void OF_TYPE(panel)(const TYPE *x, const TYPE *panels, const struct epilogue *then, TYPE *out,
                            int64_t N, int64_t K, int64_t panel, int64_t first, int64_t rows) {
@@ -34,6 +47,7 @@ static void OF_TYPE(panel)(const TYPE *x, const TYPE *panels, const struct epilo
         int64_t m = OF_TYPE(tile_start)(t, rows), count = OF_TYPE(tile_start)(t + 1, rows) - m;
         int64_t from = t * lines / tiles, to = (t + 1) * lines / tiles;
         float sums[TILE_ROWS * PANEL];
+        OF_TYPE(ask_for_residual)(then, out, first + m, panel * PANEL, N, count);
         OF_TYPE(some_rows)(x + m * K, w, sums, K, (const char *)(w + PANEL * K) + from * LINE,
                            to - from, (int)count);
         OF_TYPE(finish)(sums, then, out, first + m, panel * PANEL, N, count);
