@@ -102,7 +102,7 @@ class LayerCache:
         self._in_place = {share.name for share in self._shares if self._is_used_in_place(share)}
         self.is_in_place = len(self._in_place) == len(self._shares)
         """Whether attention reads all of it where it is: nothing has to be loaded or moved."""
-        self.whole = self._find_whole()
+        self.whole: tuple[torch.Tensor, torch.Tensor] | None = self._find_whole()
         """Keys and values of all rows and positions, (M, R, D), if they can be attended to as one.
 
         That is on a CPU, in one home, uncompressed, with no choice among the values.
@@ -138,7 +138,7 @@ class LayerCache:
         return Segment(share.rows, past, k, v, is_home=False)
 
     def in_place(self, past: int) -> list[Segment]:
-        """The same where nothing has to be loaded."""
+        """All rows, where nothing has to be loaded."""
         return [self._segment_in_place(share, past) for share in self._shares]
 
     def _segment_in_place(self, share: _Share, past: int) -> Segment:
@@ -204,6 +204,7 @@ class LayerCache:
 
     def close(self) -> None:
         """Give the memory back."""
+        self.whole = None
         for share in self._shares:
             share.k.close()
             share.v.close()

@@ -101,7 +101,7 @@ class CompressedMap:
         return self._decompress(self._records[index])
 
     def in_panels(self) -> InPanels | None:
-        """It is not."""
+        """None: it lies otherwise."""
         return None
 
     def _decompress(self, records: torch.Tensor) -> torch.Tensor:

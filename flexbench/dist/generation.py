@@ -198,9 +198,9 @@ class Generation:
             return None
         past = None
         if layer.num_caches:
-            past = self._transfers.past(step, self._is_real(step))
-            if past is None:
+            if not self._transfers.has_whole_cache(step):
                 return None
+            past = self._transfers.past(step, self._is_real(step))
         for half in halves:
             hidden_B1h = half.forward(hidden_B1h, past)
         return hidden_B1h

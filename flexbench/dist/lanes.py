@@ -89,9 +89,8 @@ class ThreadLane:
         self._is_closed = False
         self._queue: SimpleQueue[_Order | None] = SimpleQueue()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        # A daemon: a process that fails is not to be kept alive by its copies.
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._is_started = False
+        self._name = name
+        self._thread: threading.Thread | None = None
 
     def submit(self, work: Callable[[], None], *, after: Ticket | None = None) -> Ticket:
         """Do `work` in the lane's thread."""
@@ -102,9 +101,11 @@ class ThreadLane:
             computed = torch.cuda.Event()
             computed.record(torch.cuda.current_stream(self._device))
         self._queue.put(_Order(work, ticket, after, computed))
-        if not self._is_started:
-            self._is_started = True
-            self._thread.start()
+        if self._thread is None:
+            # A daemon: a process that fails is not to be kept alive by its copies.
+            thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+            thread.start()
+            self._thread = thread
         return ticket
 
     def end(self) -> None:
@@ -114,7 +115,7 @@ class ThreadLane:
 
     def join(self, timeout_s: float) -> None:
         """Wait until the thread has stopped."""
-        if self._is_started:
+        if self._thread is not None:
             self._thread.join(timeout_s)
 
     def _run(self) -> None:

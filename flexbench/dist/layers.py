@@ -180,10 +180,12 @@ class MLP:
         return x if self._is_norm_first else _layer_norm(weights, "mlp_norm", x)
 
     def compiled(self, weights: Weights) -> list[DecodeHalf] | None:
-        """As in `SelfAttention`."""
+        """As in `SelfAttention`; there is a kernel for relu only."""
+        if not self._is_relu:
+            return None
         norm = _norm_of(weights, "mlp_norm", is_first=self._is_norm_first)
         fc1, fc2 = (_affine(weights, name) for name in ("fc1", "fc2"))
-        if not self._is_relu or norm is None or fc1 is None or fc2 is None:
+        if norm is None or fc1 is None or fc2 is None:
             return None
         return [MlpHalf(norm, fc1, fc2)]
 
@@ -204,8 +206,9 @@ class TransformerLayer:
 
     def compiled(self, weights: Weights) -> list[DecodeHalf] | None:
         """As in `SelfAttention`; both halves, or neither."""
-        halves = (self._attention.compiled(weights), self._mlp.compiled(weights))
-        return None if None in halves else [half for found in halves for half in found or ()]
+        mlp = self._mlp.compiled(weights)
+        attention = None if mlp is None else self._attention.compiled(weights)
+        return None if mlp is None or attention is None else attention + mlp
 
 
 class OutputEmbed:

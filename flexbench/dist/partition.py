@@ -49,7 +49,8 @@ def split_layers(
     `layers` is the rule of FlexGen's DistOptLM: as even as possible, the first stages take the
     remainder. `memory` and `time` count the embeddings, too. For `time`, layers compute
     `positions_per_token` positions for each new token: all of a prompt's, of which the output
-    embedding computes the last only. Raises ConfigError for more stages than layers.
+    embedding computes the last only; every position counts alike, as where products bound it.
+    Raises ConfigError for more stages than layers.
     """
     if not 1 <= num_stages <= config.num_hidden_layers:
         raise ConfigError(

@@ -62,6 +62,8 @@ class DistPlan:
     stages: tuple[StagePlan, ...]
     search: PolicySearch | None = None
     """How the policy was chosen, if it was; only on rank 0."""
+    positions_per_token: float = 1.0
+    """As in `split_layers`."""
 
     @property
     def num_stages(self) -> int:
@@ -103,10 +105,17 @@ class DistPlan:
         return "cpu:gloo,cuda:nccl" if is_nccl else "gloo"
 
 
-def make_plan(config: DistConfig, *, num_stages: int, has_gpu: bool) -> DistPlan:
+def make_plan(
+    config: DistConfig,
+    *,
+    num_stages: int,
+    has_gpu: bool,
+    positions_per_token: float | None = None,
+) -> DistPlan:
     """Find the model, share its layers, and add up what each stage takes.
 
-    Raises ConfigError and InputFileError for what cannot work; touches nothing.
+    `positions_per_token` are those of `config` unless they are given. Raises ConfigError and
+    InputFileError for what cannot work; touches nothing.
     """
     model, weights_path = _find_model(config)
     model = model.resolve_dtype(on_gpu=has_gpu)
@@ -126,12 +135,8 @@ def make_plan(config: DistConfig, *, num_stages: int, has_gpu: bool) -> DistPlan
     if config.stop is not None and config.stop >= model.vocab_size:
         raise ConfigError("--stop", f"must be a token below {model.vocab_size}, not {config.stop}")
     iterations = config.num_inner_iterations or num_stages
-    stages = split_layers(
-        model,
-        num_stages,
-        Balance(config.balance),
-        positions_per_token=config.positions_per_token,
-    )
+    positions = positions_per_token or config.positions_per_token
+    stages = split_layers(model, num_stages, Balance(config.balance), positions_per_token=positions)
     return DistPlan(
         config=config,
         model=model,
@@ -139,6 +144,7 @@ def make_plan(config: DistConfig, *, num_stages: int, has_gpu: bool) -> DistPlan
         weights_path=weights_path,
         num_inner_iterations=iterations,
         has_gpu=has_gpu,
+        positions_per_token=positions,
         stages=tuple(_plan_stage(config, model, policy, stage, iterations) for stage in stages),
     )
 

@@ -82,7 +82,10 @@ def service(
         from flexbench.dist.serve import ServiceConfig, run_service
 
         has_gpu = may_have_gpu() and torch.cuda.is_available()
-        plan = make_plan(config, num_stages=launch.world_size, has_gpu=has_gpu)
+        # Its lengths are the longest that may come, and say nothing of those that will.
+        plan = make_plan(
+            config, num_stages=launch.world_size, has_gpu=has_gpu, positions_per_token=1.0
+        )
         serving = ServiceConfig(
             port=port, served_name=served_name or model, batch_wait_s=batch_wait
         )

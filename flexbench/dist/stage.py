@@ -71,7 +71,7 @@ def load_stage(plan: DistPlan, launch: Launch, env: ExecutionEnv, progress: Prog
             plan.num_inner_iterations,
             config.async_comm,
             balance=Balance(config.balance),
-            positions_per_token=config.positions_per_token,
+            positions_per_token=plan.positions_per_token,
             weight_seed=config.seed,
             on_layer=phase.advance,
         )

@@ -174,11 +174,14 @@ class Transfers:
         ticket = self._submit("cache_load", load, after=self._cache_stores.get(key))
         self._cache_loads[step.number] = ticket
 
-    def past(self, step: Step, is_real_BL: torch.Tensor | None) -> Past | None:
-        """Keys and values of the step's past and its place in them, if they can be read as one."""
+    def has_whole_cache(self, step: Step) -> bool:
+        """Whether the keys and values of the step's past can be read as one."""
+        return self._caches[_cache_key(step)].whole is not None
+
+    def past(self, step: Step, is_real_BL: torch.Tensor | None) -> Past:
+        """These, with the place of the step's new position in them."""
         cache = self._caches[_cache_key(step)]
-        if cache.whole is None:
-            return None
+        assert cache.whole is not None
         return Past(*cache.whole, self._length(step), cache.rows_of(is_real_BL))
 
     def attend(

@@ -164,6 +164,8 @@ INLINE int64_t place_bfloat16(int64_t d, int64_t width) {
     return d;
 }
 
+int64_t attention_block(void) { return ATTENTION_BLOCK; }
+
 #define TYPE float
 #include "decode_attention.h"
 #undef TYPE

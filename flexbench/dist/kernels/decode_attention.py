@@ -6,7 +6,6 @@ import torch
 
 from flexbench.dist.kernels.native import address, function, library
 
-_BLOCK = 16  # BLOCK in the source
 _FUNCTIONS = {torch.float32: "attend_float", torch.bfloat16: "attend_bfloat16"}
 
 
@@ -38,8 +37,9 @@ def decode_attention(
     q_RD = q_RD.contiguous()
     mask = None if is_real_RL is None else is_real_RL.contiguous()
     out = torch.empty_like(q_RD)
-    threads = torch.get_num_threads()
-    scratch = torch.empty(threads * (length + width) * _BLOCK)
+    kernels, threads = library(), torch.get_num_threads()
+    assert kernels is not None
+    scratch = torch.empty(threads * (length + width) * int(kernels.attention_block()))
     attend = function(_FUNCTIONS[dtype], "pppppplllfi")
     addresses = map(address, (q_RD, k_LRD, v_LRD, mask, out, scratch))
     attend(*addresses, length, num_rows, width, width**-0.5, threads)

@@ -38,6 +38,7 @@ static void OF_TYPE(product)(const struct matrix *w, const TYPE *x, const TYPE *
     int32_t is_float = sizeof(TYPE) == sizeof(float);
     if (is_float) {
         bfloat16 *rounded_inputs = take(&room, M * K * (int64_t)sizeof(bfloat16));
+#pragma omp parallel for schedule(static) num_threads(num_threads) if (M > 4)
         for (int64_t i = 0; i < M * K; i++)
             rounded_inputs[i] = narrow_bfloat16(OF_TYPE(widen)(x[i]));
         inputs = rounded_inputs;

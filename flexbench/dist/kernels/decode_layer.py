@@ -61,9 +61,9 @@ class AttentionHalf:
 
     def __init__(self, norm: Norm, qkv: Affine, out: Affine, num_heads: int) -> None:
         """All of one type, for which `fits` has to hold."""
-        dtype = norm.weight.dtype
+        self._dtype = norm.weight.dtype
         self._layer = _Attention(_norm(norm), _matrix(qkv), _matrix(out), num_heads)
-        self._decode = checked(f"decode_attention_half_{_NAMES[dtype]}", "pppppplli")
+        self._decode = checked(f"decode_attention_half_{_NAMES[self._dtype]}", "pppppplli")
         self._kept = (norm, qkv, out)  # their addresses are in there
         self._at = ctypes.addressof(self._layer)
 
@@ -72,11 +72,23 @@ class AttentionHalf:
         assert past is not None
         hidden, mask = hidden_B1h.contiguous(), past.is_real
         mask = None if mask is None else mask.contiguous()
+        self._check(hidden, past)
         out = torch.empty_like(hidden)
         tensors = (hidden, past.keys, past.values, mask, out)
         sizes = (len(hidden), past.length, torch.get_num_threads())
         self._decode(self._at, *map(address, tensors), *sizes)
         return out
+
+    def _check(self, hidden_B1h: torch.Tensor, past: Past) -> None:
+        """A mistake would be a write to somebody else's memory."""
+        _check_hidden(hidden_B1h, self._dtype, self._layer.out.num_outputs)
+        num_rows = len(hidden_B1h) * self._layer.num_heads
+        for tensor in (past.keys, past.values):
+            assert tensor.is_contiguous()
+            assert tensor.dtype == self._dtype
+            assert tensor.shape[1] * tensor.shape[2] == hidden_B1h.numel()
+            assert 0 < past.length <= len(tensor)
+        assert past.is_real is None or past.is_real.shape == (num_rows, past.length)
 
 
 class MlpHalf:
@@ -84,19 +96,25 @@ class MlpHalf:
 
     def __init__(self, norm: Norm, fc1: Affine, fc2: Affine) -> None:
         """All of one type, for which `fits` has to hold."""
-        dtype = norm.weight.dtype
+        self._dtype = norm.weight.dtype
         self._layer = _Mlp(_norm(norm), _matrix(fc1), _matrix(fc2))
-        self._decode = checked(f"decode_mlp_half_{_NAMES[dtype]}", "pppli")
+        self._decode = checked(f"decode_mlp_half_{_NAMES[self._dtype]}", "pppli")
         self._kept = (norm, fc1, fc2)
         self._at = ctypes.addressof(self._layer)
 
     def forward(self, hidden_B1h: torch.Tensor, past: Past | None = None) -> torch.Tensor:  # noqa: ARG002 - like the other half
         """Hidden states after it, of the same shape."""
         hidden = hidden_B1h.contiguous()
+        _check_hidden(hidden, self._dtype, self._layer.fc2.num_outputs)
         out = torch.empty_like(hidden)
-        addresses = (hidden.data_ptr(), out.data_ptr())
-        self._decode(self._at, *addresses, len(hidden), torch.get_num_threads())
+        sizes = (len(hidden), torch.get_num_threads())
+        self._decode(self._at, *map(address, (hidden, out)), *sizes)
         return out
+
+
+def _check_hidden(hidden_B1h: torch.Tensor, dtype: torch.dtype, hidden_size: int) -> None:
+    assert hidden_B1h.dtype == dtype
+    assert hidden_B1h.shape[1:] == (1, hidden_size)
 
 
 class _Matrix(ctypes.Structure):

@@ -143,7 +143,7 @@ class Blocks:
         return levels.reshape(rows, width), self._bounds_GN2.transpose(0, 1)
 
     def in_panels(self) -> None:
-        """It is not."""
+        """None: it lies otherwise."""
 
 
 def dense(layout: Layout, dtype: torch.dtype) -> torch.Tensor:

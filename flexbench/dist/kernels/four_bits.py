@@ -111,8 +111,8 @@ class FourBitMap:
 
     def in_panels(self) -> InPanels | None:
         """The matrix as it lies, if that is our own layout."""
-        data = self._layout.in_panels()
-        return None if data is None else data._replace(num_outputs=self._num_rows)
+        whole = self._layout.in_panels()
+        return None if whole is None else whole._replace(num_outputs=self._num_rows)
 
 
 def _layout_kind() -> type[Panels] | type[Blocks]:

@@ -62,7 +62,7 @@ class DenseMap:
         return self._weight_NK[index]
 
     def in_panels(self) -> InPanels | None:
-        """It is not."""
+        """None: it lies otherwise."""
         return None
 
 

@@ -69,9 +69,9 @@ def checked(name: str, parameters: str) -> Callable[..., Any]:
     return found
 
 
-def _check_memory(status: int, called: object, arguments: object) -> int:  # noqa: ARG001
+def _check_memory(status: int, called: Callable[..., Any], arguments: object) -> int:  # noqa: ARG001
     if status != 0:
-        raise MemoryError("there is no memory for a decoder layer's intermediate results")
+        raise MemoryError(f"there is no memory for the intermediate results of {called.__name__}")
     return status
 
 
@@ -113,7 +113,8 @@ def _compiled() -> Path:
             _run(compiler, *_flags(), "-c", str(source), "-o", compiled)
         linked = Path(scratch, "kernels.so")
         # Without -fopenmp, which would bring another OpenMP along.
-        _run(compiler, "-shared", *objects, "-o", str(linked))
+        # Kernels call each other, and no function of that name elsewhere.
+        _run(compiler, "-shared", "-Wl,-Bsymbolic", *objects, "-o", str(linked))
         linked.replace(target)  # at once: other ranks do the same
     return target
 

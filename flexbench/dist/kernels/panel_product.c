@@ -12,8 +12,8 @@
 #include "kernels.h"
 #include "tile_sizes.h"
 
-
 int64_t panel_outputs(void) { return PANEL; }
+int64_t rows_at_once(void) { return ROWS_AT_ONCE; }
 int32_t has_bfloat16_product(void) { return HAS_BFLOAT16; }
 
 #define TYPE float

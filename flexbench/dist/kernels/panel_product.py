@@ -13,7 +13,6 @@ from flexbench.dist.kernels.epilogue import NOTHING, Epilogue
 from flexbench.dist.kernels.native import address, function, library
 from flexbench.dist.kernels.panels import InPanels
 
-_ROWS_AT_ONCE = 96  # ROWS_AT_ONCE in the source
 _NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
 _STEPS = {torch.float32: 1, torch.bfloat16: 2}  # inputs that are multiplied at once
 
@@ -39,6 +38,7 @@ class PanelMatrix:
         self._num_inputs, dtype = pieces_NK[0].shape[1], pieces_NK[0].dtype
         self._num_outputs = sum(len(piece) for piece in pieces_NK)
         self._panel = int(kernels.panel_outputs())
+        self._rows_at_once = int(kernels.rows_at_once())
         num_panels = -(-self._num_outputs // self._panel)
         self._panels = torch.empty(num_panels, self._num_inputs * self._panel, dtype=dtype)
         pack = function(f"pack_{_NAMES[dtype]}", "pplllli")
@@ -64,7 +64,7 @@ class PanelMatrix:
         )
         out = torch.empty(shape, dtype=dtype)
         num_rows = x.numel() // self._num_inputs
-        rows_at_once = min(num_rows, threads * _ROWS_AT_ONCE)
+        rows_at_once = min(num_rows, threads * self._rows_at_once)
         scratch = torch.empty(rows_at_once * self._num_inputs, dtype=dtype)
         addresses = map(address, (x, self._panels, bias, residual, out, scratch))
         sizes = (num_rows, self._num_outputs, self._num_inputs)

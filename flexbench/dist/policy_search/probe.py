@@ -40,11 +40,6 @@ class Times:
     stalled_s: float
     num_decoded: int
 
-    @property
-    def total_s(self) -> float:
-        """What a layer of each kind took, for the prompt and all new positions."""
-        return sum(self.prefill_s.values()) + self.num_decoded * sum(self.decode_s.values())
-
     @classmethod
     def median(cls, runs: list[Times]) -> Times:
         """The median of each time."""

@@ -8,35 +8,53 @@ not meet all of them, nor one batch size alone.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Hashable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from flexbench.dist.policy_search.probe import Times
 
 _CLOSE = 1.1
 _LEAST_TURNS, _MOST_TURNS = 3, 6
+_LONGEST_S = 20.0  # from then on, two turns are enough
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 def take_turns(keys: Sequence[Key], measure: Callable[[Key], Times]) -> dict[Key, Times]:
-    """The median of each one's two fastest runs, which are close unless six did not do."""
+    """Of each, the median of the two fastest prefills, and of the two fastest decodings."""
     runs: dict[Key, list[Times]] = {key: [] for key in keys}
-    for _ in range(_MOST_TURNS):
-        left = [key for key in keys if not _agree(runs[key])]
-        if not left:
+    began_at = time.monotonic()
+    for turn in range(_MOST_TURNS):
+        left = [key for key in keys if turn < _LEAST_TURNS or not _agree(runs[key])]
+        is_late = time.monotonic() - began_at > _LONGEST_S
+        if not left or (is_late and turn >= 2):
             break
         for key in left:
             runs[key].append(measure(key))
-    return {key: Times.median(_fastest(found)) for key, found in runs.items()}
+    return {key: _fastest(found) for key, found in runs.items()}
 
 
-def _fastest(runs: Sequence[Times]) -> list[Times]:
-    return sorted(runs, key=lambda run: run.total_s)[:2]
+def _fastest(runs: Sequence[Times]) -> Times:
+    prefill, decode = (Times.median(sorted(runs, key=part)[:2]) for part in _PARTS)
+    return replace(prefill, decode_s=decode.decode_s, decode_compute_s=decode.decode_compute_s)
 
 
 def _agree(runs: Sequence[Times]) -> bool:
-    if len(runs) < _LEAST_TURNS:
-        return False
-    first, second = _fastest(runs)
-    return second.total_s <= _CLOSE * first.total_s
+    for part in _PARTS:
+        first, second = sorted(map(part, runs))[:2]
+        if second > _CLOSE * first:
+            return False
+    return True
+
+
+def _prefill_s(run: Times) -> float:
+    return sum(run.prefill_s.values())
+
+
+def _decode_s(run: Times) -> float:
+    return sum(run.decode_s.values())
+
+
+_PARTS = (_prefill_s, _decode_s)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import numpy as np
 import torch
 from torch import distributed
 
+from flexbench.dist.generation import Generation
 from flexbench.dist.homes import ExecutionEnv
 from flexbench.dist.opt_config import load_opt_config
 from flexbench.dist.partition import Balance
 from flexbench.dist.pipeline import DistOptLM
 from flexbench.dist.policy import Policy
+from flexbench.dist.schedule import Step
 
 DEADLINE_S = 100
 # Percentages of gpu and cpu; the rest is on disk.
@@ -57,21 +60,16 @@ def allocated(env: ExecutionEnv) -> list[int]:
     return [home.ledger.allocated_bytes for home in (env.gpu, env.cpu, env.disk)]
 
 
-def count_forward(layers: Any) -> list[str]:
-    """The names of layers, each time that they are computed from now on."""
+def count_computed(patch: Callable[[Any, str, Any], None] = setattr) -> list[str]:
+    """The names of layers, each time that one is computed in this process from now on."""
     computed: list[str] = []
+    compute = Generation._compute_layer
 
-    def counted(layer: Any) -> Any:
-        forward = layer.forward
+    def counted(self: Generation, step: Step) -> Any:
+        computed.append(self._layers[step.layer].name)
+        return compute(self, step)
 
-        def call(*arguments: Any) -> Any:
-            computed.append(layer.name)
-            return forward(*arguments)
-
-        return call
-
-    for layer in layers:
-        layer.forward = counted(layer)
+    patch(Generation, "_compute_layer", counted)
     return computed
 
 
@@ -85,7 +83,12 @@ def count_units(new: Any, block: int, stop: int | None) -> int:
 
 
 def run_case(
-    case: dict[str, Any], arrays: Any, folder: Path, rank: int, num_stages: int
+    case: dict[str, Any],
+    arrays: Any,
+    folder: Path,
+    rank: int,
+    num_stages: int,
+    computed: list[str],
 ) -> list[str]:
     """What is wrong with this case; all ranks run it at the same time."""
     env = ExecutionEnv.create(folder / f"offload-{rank}")
@@ -102,7 +105,6 @@ def run_case(
         balance=Balance(case["balance"]),
     )
     of_weights = allocated(env)
-    computed = count_forward(model.layers)
     problems = []
     inputs = arrays["inputs"][: case["num_prompts"]]
     for call in case["calls"]:
@@ -141,8 +143,11 @@ def main() -> None:
     cases = json.loads((folder / f"cases-{num_stages}.json").read_text())
     with np.load(folder / "arrays.npz") as file:
         arrays = dict(file)
+    computed = count_computed()
     problems = [
-        problem for case in cases for problem in run_case(case, arrays, folder, rank, num_stages)
+        problem
+        for case in cases
+        for problem in run_case(case, arrays, folder, rank, num_stages, computed)
     ]
     distributed.barrier()
     distributed.destroy_process_group()

@@ -41,6 +41,7 @@ from tests.integration.dist.stage import (  # noqa: E402
     DEADLINE_S,
     HOMES,
     allocated,
+    count_computed,
     count_units,
     policy,
 )
@@ -317,17 +318,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def test_variants_of_opt(tmp_path: Path, name: str) -> None:
     model = tiny_opt(**VARIANTS[name])
     given = Given(model, tmp_path / "model", 8)
-    for loop, sep_layer in product(LOOPS, (False, True)):
+    for loop, sep_layer, home in product(LOOPS, (False, True), ("gpu", "mixed")):
         how = policy(
             2,
-            weights=HOMES["mixed"],
-            cache=HOMES["mixed"],
-            activations=HOMES["mixed"],
+            weights=HOMES[home],
+            cache=HOMES[home],
+            activations=HOMES[home],
             sep_layer=sep_layer,
             **LOOPS[loop],
         )
         result = generate(given.folder, how, tmp_path, given.inputs)
-        assert result.tolist() == given.outputs.tolist(), (loop, sep_layer)
+        assert result.tolist() == given.outputs.tolist(), (loop, sep_layer, home)
 
 
 # --- one process: what goes in, and what comes out ---
@@ -444,16 +445,7 @@ def test_nothing_is_computed_for_prompts_that_have_ended(
     stop = int(given.outputs[0, PROMPT_LEN])  # the first prompt ends at once
     prompts = given.prompts[:1] * 2
     model = load(given.folder, policy(1), tmp_path)
-    computed: list[str] = []
-    for layer in model.layers:
-        original = layer.forward
-        monkeypatch.setattr(
-            layer,
-            "forward",
-            lambda *args, original=original, name=layer.name: (
-                computed.append(name) or original(*args)
-            ),
-        )
+    computed = count_computed(monkeypatch.setattr)
 
     result = model.generate(prompts, GEN_LEN, stop=stop)
     model.close()
@@ -790,7 +782,7 @@ def cases_of(num_stages: int, stop: int, max_prompts: int) -> Iterator[dict[str,
                 "num_batches": num_batches,
                 "overlap": overlap,
                 "sep_layer": bool(random.randint(2)),
-                "weights": HOMES["mixed"],
+                "weights": HOMES[str(random.choice(["gpu", "mixed"]))],
                 "cache": HOMES[str(random.choice(list(HOMES)))],
                 "activations": HOMES[str(random.choice(list(HOMES)))],
             },

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 pytest.importorskip("torch", reason="flexbench dist needs torch")
 
+from flexbench.dist.policy_search import turns
 from flexbench.dist.policy_search.probe import Times
 from flexbench.dist.policy_search.turns import take_turns
 
@@ -45,6 +48,36 @@ def test_the_fastest_that_agree_count(takes: list[float], num_runs: int, expecte
     assert len(calls) == num_runs
     assert found.prefill_s == pytest.approx({"attention": expected})
     assert found.decode_s == pytest.approx({"attention": expected / 10})
+
+
+def test_prefill_and_decoding_agree_each_for_itself() -> None:
+    """A long prefill would hide what disturbed a short decoding."""
+    runs = [times(1.0), times(1.0), times(1.0), times(1.2), times(9.0)]
+    decodes = [0.3, 0.2, 0.11, 0.1, 9.0]
+    left = iter(
+        replace(run, decode_s={"attention": seconds})
+        for run, seconds in zip(runs, decodes, strict=True)
+    )
+
+    found = take_turns(["only"], lambda _: next(left))["only"]
+
+    assert len(list(left)) == 1
+    assert found.prefill_s == {"attention": 1.0}
+    assert found.decode_s == pytest.approx({"attention": 0.105})
+
+
+def test_two_turns_are_enough_where_they_take_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter(range(0, 1000, 15))
+    monkeypatch.setattr(turns.time, "monotonic", lambda: next(clock))
+    calls: list[str] = []
+
+    def measure(key: str) -> Times:
+        calls.append(key)
+        return times(float(len(calls)))
+
+    take_turns(["only"], measure)
+
+    assert len(calls) == 2
 
 
 def test_turns_go_around_all_and_then_those_that_do_not_agree() -> None:
