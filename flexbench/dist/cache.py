@@ -9,6 +9,7 @@ Letters in names of shapes: B batch, H heads, D head size, S new positions, L po
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -114,6 +115,8 @@ class LayerCache:
                 # Places of later positions may be multiplied with 0, which NaN would survive.
                 for tensor in self._at_home(share, shape.max_length):
                     tensor.zero_()
+        for tensor in self.whole or ():
+            _touch(tensor)
 
     def _find_whole(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         if not self.is_in_place or len(self._shares) > 1 or self._sparsity < 1:
@@ -270,6 +273,11 @@ def _attend_segment(
     top, index = most_weight(weights[:, : past + 1], sparsity)
     chosen = gather_positions(v[:past], index.to(v.device)).to(v_RD.device, v_RD.dtype)
     return sparse_values(top, chosen, weights[:, past], v_RD)
+
+
+def _touch(tensor: torch.Tensor) -> None:
+    """Have the system give its pages now: it does so at the first write to each."""
+    tensor.view(-1).view(torch.uint8)[:: mmap.PAGESIZE].zero_()
 
 
 def _copy(new_BSHD: torch.Tensor, home_LRD: torch.Tensor) -> None:
