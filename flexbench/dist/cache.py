@@ -191,19 +191,22 @@ class LayerCache:
     def store(self, start: int, k_BSHD: torch.Tensor, v_BSHD: torch.Tensor) -> None:
         """Put new positions, from `start` on, into all homes."""
         for kind, new in (("k", k_BSHD), ("v", v_BSHD)):
-            if self.whole is not None:
-                _copy(new, self.whole[kind == "v"][start:])
-                continue
-            new_SRD = new.transpose(0, 1).flatten(1, 2)
+            new_SBHD = new.transpose(0, 1)
+            # As rows it would be a copy already.
+            positions = new_SBHD if self.whole is not None else new_SBHD.flatten(1, 2)
             for share in self._shares:
                 # A single position has been written in place by `attend`.
                 if start > 0 and share.name in self._in_place:
                     continue
-                rows = new_SRD[:, share.rows.start : share.rows.stop]
-                if self._compression is not None:
-                    rows = compress(rows, self._compression)
                 part = share.k if kind == "k" else share.v
-                part.write(start, rows)
+                part.write(start, self._stored(positions, share))
+
+    def _stored(self, positions: torch.Tensor, share: _Share) -> torch.Tensor:
+        """A share of (S, R, D) as it is stored; of a whole cache, (S, B, H, D) as it is."""
+        if self.whole is not None:
+            return positions
+        rows = positions[:, share.rows.start : share.rows.stop]
+        return rows if self._compression is None else compress(rows, self._compression)
 
     def close(self) -> None:
         """Give the memory back."""
@@ -278,12 +281,6 @@ def _attend_segment(
 def _touch(tensor: torch.Tensor) -> None:
     """Have the system give its pages now: it does so at the first write to each."""
     tensor.view(-1).view(torch.uint8)[:: mmap.PAGESIZE].zero_()
-
-
-def _copy(new_BSHD: torch.Tensor, home_LRD: torch.Tensor) -> None:
-    """To the first S positions: a copy less than by way of rows."""
-    new_SBHD = new_BSHD.transpose(0, 1)
-    home_LRD[: len(new_SBHD)].view(new_SBHD.shape).copy_(new_SBHD)
 
 
 def _allocate(shape: CacheShape, policy: Policy, env: ExecutionEnv) -> list[_Share]:

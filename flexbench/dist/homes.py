@@ -66,8 +66,9 @@ class MemoryPart:
         return len(self.tensor)
 
     def write(self, start: int, rows: torch.Tensor) -> None:
-        """Copy `rows` into the memory."""
-        self.tensor[start : start + len(rows)].copy_(rows, non_blocking=True)
+        """Copy `rows` into the memory; theirs may be several dimensions where it has one."""
+        target = self.tensor[start : start + len(rows)]
+        target.view(rows.shape).copy_(rows, non_blocking=True)
 
     def read(self, start: int, out: torch.Tensor) -> None:
         """Copy rows out of the memory."""
