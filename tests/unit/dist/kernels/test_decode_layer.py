@@ -19,9 +19,10 @@ from flexbench.dist.kernels.decode_layer import AttentionHalf, MlpHalf, Past  # 
 from flexbench.dist.layers import MLP, SelfAttention, TransformerLayer  # noqa: E402
 from flexbench.dist.model import OptLM  # noqa: E402
 from flexbench.dist.opt_config import OptConfig  # noqa: E402
-from flexbench.dist.policy import CompressionConfig, Policy  # noqa: E402
+from flexbench.dist.policy import CompressionConfig  # noqa: E402
 from flexbench.dist.weight_files import DummySource  # noqa: E402
 from flexbench.dist.weights import LayerWeights, ReadyWeights  # noqa: E402
+from tests.integration.dist.stage import policy  # noqa: E402
 
 DTYPES = ["float32", "bfloat16"]
 HIDDEN, HEADS, FFN = 96, 3, 224
@@ -53,29 +54,6 @@ def config(dtype: str, **changes: Any) -> OptConfig:
         "dtype": dtype,
     }
     return OptConfig(**{**shape, **changes})
-
-
-def policy(**changes: Any) -> Policy:
-    fields = {
-        "gpu_batch_size": 3,
-        "num_gpu_batches": 1,
-        "w_gpu_percent": 100,
-        "w_cpu_percent": 0,
-        "cache_gpu_percent": 100,
-        "cache_cpu_percent": 0,
-        "act_gpu_percent": 100,
-        "act_cpu_percent": 0,
-        "overlap": True,
-        "sep_layer": True,
-        "pin_weight": False,
-        "cpu_cache_compute": False,
-        "attn_sparsity": 1.0,
-        "compress_weight": False,
-        "comp_weight_config": None,
-        "compress_cache": False,
-        "comp_cache_config": None,
-    }
-    return Policy(**{**fields, **changes})
 
 
 def random_tensor(*shape: int, dtype: str, seed: int) -> torch.Tensor:
@@ -177,22 +155,18 @@ def test_weights_that_do_not_lie_so_have_none(dtype: str, env: ExecutionEnv) -> 
 
 HOMES = {
     "all in memory": {},
-    "layers as one": {"sep_layer": False},
-    "no overlap": {"overlap": False},
-    "two batches": {"num_gpu_batches": 2},
-    "cache computed on the cpu": {
-        "cache_gpu_percent": 0,
-        "cache_cpu_percent": 100,
-        "cpu_cache_compute": True,
-    },
-    "hidden states elsewhere": {"act_gpu_percent": 0, "act_cpu_percent": 100},
+    "attention and MLP apart": {"sep_layer": True},
+    "overlap": {"overlap": True, "sep_layer": True},
+    "two batches": {"num_batches": 2, "overlap": True},
+    "cache computed on the cpu": {"cache": (0, 100), "cpu_cache_compute": True},
+    "hidden states elsewhere": {"activations": (0, 100), "overlap": True},
 }
 ELSEWHERE = {
-    "cache in two homes": {"cache_gpu_percent": 50, "cache_cpu_percent": 50},
-    "cache on disk": {"cache_gpu_percent": 0, "cache_cpu_percent": 0},
+    "cache in two homes": {"cache": (50, 50)},
+    "cache on disk": {"cache": (0, 0)},
     "sparse attention": {"attn_sparsity": 0.5},
     "compressed cache": {"compress_cache": True},
-    "weights loaded": {"w_gpu_percent": 0, "w_cpu_percent": 100},
+    "weights loaded": {"weights": (0, 100)},
 }
 
 
@@ -216,8 +190,9 @@ def test_a_model_decodes_with_them_where_it_can(
 ) -> None:
     changes = HOMES.get(where) or ELSEWHERE.get(where) or {}
     calls = count_calls(monkeypatch)
-    model = OptLM(config(dtype), env, "_DUMMY_", policy(**changes))
-    batches = changes.get("num_gpu_batches", 1)
+    how = policy(3, **{"sep_layer": where in ELSEWHERE, **changes})
+    model = OptLM(config(dtype), env, "_DUMMY_", how)
+    batches = how.num_gpu_batches
     # One prompt is shorter: padding is not attended to.
     prompts = [[5, 6, 7, 8, 9], [10, 11], [12, 13, 14, 15, 16]] * batches
     try:
