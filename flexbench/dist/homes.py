@@ -6,8 +6,10 @@ which lie one after the other in memory or in a file.
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -17,6 +19,8 @@ import torch
 
 from flexbench.core.errors import ConfigError, RunError
 from flexbench.dist.offload_file import BLOCK_BYTES, Access, Bytes, OffloadFile
+
+_HUGE_PAGE_BYTES = 2 << 20
 
 
 class Part(Protocol):
@@ -165,12 +169,27 @@ def _bytes_of(tensor: torch.Tensor) -> Bytes:
 
 
 def aligned_empty(num_bytes: int, device: torch.device) -> torch.Tensor:
-    """Memory with anything in it, uint8, at a multiple of BLOCK_BYTES: files are read into it."""
+    """Memory with anything in it, uint8, at a multiple of BLOCK_BYTES: files are read into it.
+
+    Large memory is made of huge pages where the system has them: a disk gets few large orders
+    instead of many, as pages of 4 KiB are seldom neighbours.
+    """
     if device.type != "cpu":
         return torch.empty(num_bytes, dtype=torch.uint8, device=device)
-    memory = torch.empty(num_bytes + BLOCK_BYTES, dtype=torch.uint8)
-    start = -memory.data_ptr() % BLOCK_BYTES
+    if num_bytes < _HUGE_PAGE_BYTES:
+        memory, alignment = torch.empty(num_bytes + BLOCK_BYTES, dtype=torch.uint8), BLOCK_BYTES
+    else:
+        memory, alignment = _huge_pages(num_bytes + _HUGE_PAGE_BYTES), _HUGE_PAGE_BYTES
+    start = -memory.data_ptr() % alignment
     return memory[start : start + num_bytes]
+
+
+def _huge_pages(num_bytes: int) -> torch.Tensor:
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a system without them
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=torch.uint8)
 
 
 class TorchDevice:

@@ -5,8 +5,8 @@ the memory that offloading is to save. A file opened with O_DIRECT moves whole b
 disk and memory that lies at a multiple of some power of two. Callers may ask for any range at any
 address: blocks that are wanted in part, and memory that lies elsewhere, go through buffers.
 
-Large ranges are cut into pieces, of which several are under way at once: many disks are fast only
-then.
+To read a large range to where it fits is one call of the system, which asks the disk for all of it
+at once. Other large ranges are cut into pieces, of which several are under way together.
 """
 
 from __future__ import annotations
@@ -81,11 +81,19 @@ class OffloadFile:
 
     def read(self, offset: int, out: Bytes) -> None:
         """Fill `out` with what lies at `offset`."""
-        self._transfer(offset, out, self._read_direct, self._read_cached)
+        with self._in_use() as file:
+            if self._alignment is None:
+                self._read_cached(file, offset, out)
+            elif len(out) > _SMALL_BYTES and self._may_use(offset, out):
+                self._read_at_once(file, offset, out)
+            else:
+                _share_out(self._read_direct, file, offset, out)
 
     def write(self, offset: int, data: Bytes) -> None:
         """Put `data` at `offset`."""
-        self._transfer(offset, data, self._write_direct, self._write_cached)
+        is_cached = self._alignment is None
+        with self._in_use() as file:
+            _share_out(self._write_cached if is_cached else self._write_direct, file, offset, data)
 
     def close(self) -> None:
         """Give the space back, as soon as nothing is under way any more."""
@@ -115,30 +123,34 @@ class OffloadFile:
             self._file = -1
             self._buffers.clear()
 
-    # --- pieces ---
+    # --- past the cache ---
 
-    def _transfer(
-        self,
-        offset: int,
-        data: Bytes,
-        direct: Callable[[int, int, Bytes], None],
-        cached: Callable[[int, int, Bytes], None],
-    ) -> None:
-        one = cached if self._alignment is None else direct
+    def _read_at_once(self, file: int, offset: int, out: Bytes) -> None:
+        """With one call, by the thread that asks.
 
-        def do(piece: range) -> None:
-            one(file, piece.start, data[piece.start - offset : piece.stop - offset])
-
-        with self._in_use() as file:
-            _share_out(do, _pieces(offset, len(data)))
+        Other threads would have to be given a core first, and those may all be computing: reading
+        would begin when the computing beside it has ended.
+        """
+        whole = _blocks_within(offset, len(out))
+        head, tail = whole.start - offset, offset + len(out) - whole.stop
+        with self._buffer(2 * BLOCK_BYTES) as ends:
+            first, last = ends[:BLOCK_BYTES], ends[BLOCK_BYTES:]
+            parts = [out[head : head + len(whole)]]
+            if head:
+                parts.insert(0, first)
+            if tail:
+                parts.append(last)
+            _read_all(file, whole.start - BLOCK_BYTES if head else offset, parts)
+            out[:head] = first[BLOCK_BYTES - head :]
+            out[len(out) - tail :] = last[:tail]
 
     def _read_direct(self, file: int, offset: int, out: Bytes) -> None:
         if self._fits(offset, out):
-            _read_all(file, offset, out)
+            _read_all(file, offset, [out])
             return
         blocks = _blocks_around(offset, len(out))
         with self._buffer(len(blocks)) as buffer:
-            _read_all(file, blocks.start, buffer)
+            _read_all(file, blocks.start, [buffer])
             out[:] = buffer[offset - blocks.start :][: len(out)]
 
     def _write_direct(self, file: int, offset: int, data: Bytes) -> None:
@@ -150,15 +162,20 @@ class OffloadFile:
         with self._buffer(len(blocks)) as buffer, self._blocks if is_ragged else nullcontext():
             if is_ragged:
                 for edge in {blocks.start, blocks.stop - BLOCK_BYTES}:
-                    _read_all(file, edge, buffer[edge - blocks.start :][:BLOCK_BYTES])
+                    _read_all(file, edge, [buffer[edge - blocks.start :][:BLOCK_BYTES]])
             buffer[offset - blocks.start :][: len(data)] = data
             _write_all(file, blocks.start, buffer)
 
     def _fits(self, offset: int, memory: Bytes) -> bool:
-        """Whether the disk may use the memory itself."""
-        assert self._alignment is not None
+        """Whether the disk may use the memory itself, and nothing else."""
         is_whole = offset % BLOCK_BYTES == 0 and len(memory) % BLOCK_BYTES == 0
-        return is_whole and memory.ctypes.data % self._alignment == 0
+        return is_whole and self._may_use(offset, memory)
+
+    def _may_use(self, offset: int, memory: Bytes) -> bool:
+        """Whether whole blocks of the range lie in memory as the disk needs it."""
+        assert self._alignment is not None
+        address: int = memory.ctypes.data
+        return (address - offset) % self._alignment == 0
 
     @contextmanager
     def _buffer(self, num_bytes: int) -> Iterator[Bytes]:
@@ -169,8 +186,12 @@ class OffloadFile:
         yield buffer[:num_bytes]
         self._buffers.append(buffer)
 
+    # --- through the cache ---
+
     def _read_cached(self, file: int, offset: int, out: Bytes) -> None:
-        _read_all(file, offset, out)
+        # The system begins to read all of it, while what is there already is copied.
+        os.posix_fadvise(file, offset, len(out), os.POSIX_FADV_WILLNEED)
+        _read_all(file, offset, [out])
         os.posix_fadvise(file, offset, len(out), os.POSIX_FADV_DONTNEED)
 
     def _write_cached(self, file: int, offset: int, data: Bytes) -> None:
@@ -207,12 +228,23 @@ def _is_taken(file: int, memory: Bytes) -> bool:
         return False
 
 
-def _read_all(file: int, offset: int, out: Bytes) -> None:
-    while len(out):
-        count = _advanced(os.preadv(file, [out.data], offset), len(out))
+def _read_all(file: int, offset: int, parts: Sequence[Bytes]) -> None:
+    """Fill one after the other with what follows `offset`."""
+    left = sum(map(len, parts))
+    while left:
+        count = _advanced(os.preadv(file, [part.data for part in parts], offset), left)
         if count == 0:
             raise OSError(errno.EIO, "the file has become shorter")
-        out, offset = out[count:], offset + count
+        left, offset = left - count, offset + count
+        parts = list(_without(count, parts))
+
+
+def _without(count: int, parts: Sequence[Bytes]) -> Iterator[Bytes]:
+    """The parts from their `count`-th byte on."""
+    for part in parts:
+        if count < len(part):
+            yield part[count:]
+        count = max(0, count - len(part))
 
 
 def _write_all(file: int, offset: int, data: Bytes) -> None:
@@ -237,22 +269,28 @@ def _blocks_around(offset: int, num_bytes: int) -> range:
     return range(offset // BLOCK_BYTES * BLOCK_BYTES, _round_up(offset + num_bytes))
 
 
+def _blocks_within(offset: int, num_bytes: int) -> range:
+    return range(_round_up(offset), (offset + num_bytes) // BLOCK_BYTES * BLOCK_BYTES)
+
+
 def _pieces(offset: int, num_bytes: int) -> list[range]:
     """Ranges of the file, of whole blocks but for the first and the last."""
     end = offset + num_bytes
     if num_bytes <= _SMALL_BYTES:
         return [range(offset, end)] if num_bytes else []
-    first, last = _round_up(offset), end // BLOCK_BYTES * BLOCK_BYTES
+    whole = _blocks_within(offset, num_bytes)
+    first, last = whole.start, whole.stop
     cuts = [*{offset, first}, *range(first + _PIECE_BYTES, last, _PIECE_BYTES), *{last, end}]
     cuts.sort()
     return [range(start, stop) for start, stop in pairwise(cuts)]
 
 
-def _share_out(do: Callable[[range], None], pieces: Sequence[range]) -> None:
-    """Do all pieces, several at once. Raises what the first that fails does.
+def _share_out(do: Callable[[int, int, Bytes], None], file: int, offset: int, data: Bytes) -> None:
+    """Do all pieces of a range, several at once. Raises what the first that fails does.
 
     Threads are made anew for each transfer: that takes a tenth of a millisecond, and leaves none.
     """
+    pieces = _pieces(offset, len(data))
     waiting = deque(pieces)
     errors: list[BaseException] = []
 
@@ -263,7 +301,7 @@ def _share_out(do: Callable[[range], None], pieces: Sequence[range]) -> None:
                     piece = waiting.popleft()
                 except IndexError:
                     return
-                do(piece)
+                do(file, piece.start, data[piece.start - offset : piece.stop - offset])
         except BaseException as error:  # noqa: BLE001 - the caller raises it
             errors.append(error)
             waiting.clear()

@@ -159,10 +159,7 @@ def test_threads_that_read_at_once(file: OffloadFile) -> None:
 
 def test_a_disk_passes_the_cache(tmp_path: Path) -> None:
     """What was read is not in the cache: the system has read it from the disk."""
-    file = OffloadFile(tmp_path)
-    file.reserve(0, SIZE)
-    if file.access != "direct":
-        pytest.skip(f"the temporary folder is read by way of: {file.access}")
+    file = direct_file(tmp_path)
     file.write(0, noise(SIZE))
     before = read_bytes()
     for _ in range(3):
@@ -232,6 +229,54 @@ def test_short_reads_and_writes_go_on(
     file.close()
 
 
+@pytest.mark.parametrize("end", [SIZE - 7 * BLOCK_BYTES, SIZE - 7 * BLOCK_BYTES + 1])
+@pytest.mark.parametrize("start", [BLOCK_BYTES, BLOCK_BYTES - 512, 1])
+def test_a_large_read_is_one_call_of_the_thread_that_asks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: int, end: int
+) -> None:
+    """Whoever computes on all cores lets no other thread begin to read."""
+    file = direct_file(tmp_path)
+    data = noise(SIZE)
+    file.write(0, data)
+    read, calls = os.preadv, []
+
+    def note(*arguments: Any) -> int:
+        calls.append(threading.current_thread())
+        return read(*arguments)
+
+    monkeypatch.setattr(os, "preadv", note)
+    out = at(end - start, start % BLOCK_BYTES)
+    file.read(start, out)
+    file.close()
+    assert calls == [threading.current_thread()]
+    assert np.array_equal(out, data[start:end])
+
+
+@pytest.mark.parametrize("most", [BLOCK_BYTES, BLOCK_BYTES + 512, 5 * BLOCK_BYTES, SIZE - 1])
+def test_a_large_read_with_ragged_ends_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    file = direct_file(tmp_path)
+    data = noise(SIZE)
+    file.write(0, data)
+    read = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *arguments: min(most, read(*arguments)))
+    out = at(SIZE - 10, 5)
+    file.read(5, out)
+    file.close()
+    assert np.array_equal(out, data[5:-5])
+
+
+def direct_file(folder: Path) -> OffloadFile:
+    """With SIZE bytes, and read past the cache."""
+    file = OffloadFile(folder)
+    file.reserve(0, SIZE)
+    if file.access != "direct":
+        file.close()
+        pytest.skip(f"the temporary folder is read by way of: {file.access}")
+    return file
+
+
 def test_a_direct_read_that_stops_within_a_block_begins_it_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,7 +319,7 @@ def test_one_failing_piece_fails_the_whole_and_the_rest_is_not_begun(
     monkeypatch.setattr(os, "preadv", fail)
     threads = threading.active_count()
     with pytest.raises(OSError, match="Input/output error"):
-        file.read(0, at(SIZE, 0))
+        file.read(0, at(SIZE, 64))
     assert 1 <= len(begun) <= offload_file._MAX_PIECES_UNDER_WAY
     assert threading.active_count() == threads
 
