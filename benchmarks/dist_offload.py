@@ -6,9 +6,9 @@ total / max(reads, computing). The goal is at most 1.1.
 
 accelerate: both systems within the same memory, by default half of what the weights take. Batch
 sizes are tuned for each: short runs of each candidate tell what it would give, and how much memory
-it takes, which is the peak of the process's anonymous memory, everything included (accelerate's
-mapped files are not counted: a gift). The best that fits runs in full, in turns. The goal is at
-least 5 times accelerate's tokens/s. Flexbench may put keys and values on disk, too.
+it takes, which is the peak of the process's anonymous memory while it generates (loading is not
+counted, nor are accelerate's mapped files: gifts). The best that fits runs in full, in turns. The
+goal is at least 5 times accelerate's tokens/s. Flexbench may put keys and values on disk, too.
 
 Reads are real: flexbench reads past the system's cache (O_DIRECT); accelerate maps files, which are
 taken out of the cache before each pass through the model. The kernel's count of bytes that each
@@ -92,7 +92,7 @@ class Result:
     request: Request
     lines: list[dict[str, Any]]
     peak_bytes: int
-    """Of anonymous memory, over the whole life of the process."""
+    """Of anonymous memory, while it worked. Loading may take more, and more or less each time."""
 
     def seconds(self, mode: str) -> list[float]:
         """Of each repeat."""
@@ -110,14 +110,14 @@ def work(request: Request, python: Path) -> Result | None:
     """Start a worker, and watch its memory; None and a word on stderr if it fails."""
     variables = {"OMP_NUM_THREADS": str(request.num_threads)}
     command = [str(python), "-m", "benchmarks.dist_workers.offload", json.dumps(asdict(request))]
-    peak = 0
+    samples: list[tuple[float, int]] = []
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             command, env=clean_environment(variables), stdout=output, stderr=errors
         )
         try:
             while process.poll() is None:
-                peak = max(peak, anonymous_bytes(process.pid))
+                samples.append((time.monotonic(), anonymous_bytes(process.pid)))
                 time.sleep(_SAMPLE_S)
         finally:
             process.kill()
@@ -128,6 +128,8 @@ def work(request: Request, python: Path) -> Result | None:
             tell(f"{request.label} ended with {process.returncode}: {said[-1]}")
             return None
         lines = [json.loads(line) for line in output if line.startswith("{")]
+    started_at = min(line["started_at"] for line in lines)
+    peak = max(size for sampled_at, size in samples if sampled_at >= started_at)
     return Result(request=request, lines=lines, peak_bytes=peak)
 
 

@@ -40,10 +40,16 @@ def prompts_of(request: dict[str, Any], vocab_size: int) -> torch.Tensor:
 
 def timed(mode: str, work: Callable[[], Any]) -> Any:
     """Do something, and tell how long it took and what it read."""
-    before, started_at = read_bytes(), time.perf_counter()
+    before, started_at = read_bytes(), time.monotonic()
     result = work()
-    seconds = time.perf_counter() - started_at
-    answer(mode=mode, seconds=seconds, read_bytes=read_bytes() - before, **(result or {}))
+    seconds = time.monotonic() - started_at
+    answer(
+        mode=mode,
+        started_at=started_at,
+        seconds=seconds,
+        read_bytes=read_bytes() - before,
+        **(result or {}),
+    )
 
 
 # --- accelerate ---
