@@ -101,7 +101,7 @@ def compare_steps(name: str, dtype: str, args: argparse.Namespace) -> Turns:
 
 
 def compare_products(dtype: str, args: argparse.Namespace) -> Turns:
-    """A product with one matrix of several in turn, so that none is in the processor's cache."""
+    """A product with one matrix of several in turn, which do not all fit into a cache."""
     torch_dtype, config = getattr(torch, dtype), CompressionConfig()
     generator = torch.Generator().manual_seed(0)
     matrices = [torch.randn(_SHAPE, generator=generator).to(torch_dtype) for _ in range(8)]
