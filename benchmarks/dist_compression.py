@@ -23,6 +23,7 @@ from itertools import product
 import numpy as np
 import torch
 
+from benchmarks.dist_turns import Point
 from flexbench.dist import ExecutionEnv, OptLM
 from flexbench.dist.compression import compress, decompress
 from flexbench.dist.config import DistConfig
@@ -31,7 +32,6 @@ from flexbench.dist.kernels.linear import PackedMap
 from flexbench.dist.opt_config import get_opt_config
 from flexbench.dist.policy import CompressionConfig
 
-_FIRST_REAL_TOKEN = 4  # OPT's tokens 0 to 3 are special
 _SHAPE = (8192, 2048)  # of the product by itself: fc1 of OPT-1.3B
 _CALLS = 20
 _ERROR_ROWS = 256
@@ -72,8 +72,8 @@ def compare_steps(name: str, dtype: str, args: argparse.Namespace) -> Turns:
     """A step of decoding of a model with random weights."""
     shape = get_opt_config(f"facebook/{name}", dtype=dtype)
     env = ExecutionEnv.create(tempfile.gettempdir())
-    size = (args.batch_size, args.prompt_len)
-    ids = np.random.default_rng(0).integers(_FIRST_REAL_TOKEN, shape.vocab_size, size)
+    point = Point(args.batch_size, args.prompt_len, args.gen_len)
+    ids = np.array(point.prompts(shape.vocab_size))
     models = []
     for is_compressed in (False, True):
         config = DistConfig(

@@ -84,10 +84,12 @@ class OffloadFile:
         with self._in_use() as file:
             if self._alignment is None:
                 self._read_cached(file, offset, out)
-            elif len(out) > _SMALL_BYTES and self._may_use(offset, out):
+            elif self._fits(offset, out) or (
+                len(out) > _SMALL_BYTES and self._may_use(offset, out)
+            ):
                 self._read_at_once(file, offset, out)
             else:
-                _share_out(self._read_direct, file, offset, out)
+                _share_out(self._read_by_way_of_buffer, file, offset, out)
 
     def write(self, offset: int, data: Bytes) -> None:
         """Put `data` at `offset`."""
@@ -144,10 +146,7 @@ class OffloadFile:
             out[:head] = first[BLOCK_BYTES - head :]
             out[len(out) - tail :] = last[:tail]
 
-    def _read_direct(self, file: int, offset: int, out: Bytes) -> None:
-        if self._fits(offset, out):
-            _read_all(file, offset, [out])
-            return
+    def _read_by_way_of_buffer(self, file: int, offset: int, out: Bytes) -> None:
         blocks = _blocks_around(offset, len(out))
         with self._buffer(len(blocks)) as buffer:
             _read_all(file, blocks.start, [buffer])
