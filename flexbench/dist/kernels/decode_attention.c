@@ -69,17 +69,28 @@ INLINE void four_dots_float(const float *restrict a, const float *restrict b, fl
     }
 }
 
+#if defined(__AVX512F__)
+/* sum + a b, where every 32 bits of a and b are a pair of bfloat16: the sum of its two products. */
+INLINE __m512 add_products(__m512 sum, __m512i a, __m512i b) {
+#if HAS_BFLOAT16
+    return _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b);
+#else
+    sum = _mm512_fmadd_ps(first_of_pairs(a), first_of_pairs(b), sum);
+    return _mm512_fmadd_ps(second_of_pairs(a), second_of_pairs(b), sum);
+#endif
+}
+#endif
+
 INLINE void four_dots_bfloat16(const bfloat16 *restrict a, const bfloat16 *restrict b,
                                float *restrict out, const int64_t width) {
-#if HAS_BFLOAT16
+#if defined(__AVX512F__)
     if (width % 32 == 0) {
         __m512 sums[QUAD];
 #pragma GCC unroll 4
         for (int i = 0; i < QUAD; i++) {
             sums[i] = _mm512_setzero_ps();
             for (int64_t d = i * width; d < (i + 1) * width; d += 32)
-                sums[i] = _mm512_dpbf16_ps(sums[i], (__m512bh)_mm512_loadu_si512(a + d),
-                                           (__m512bh)_mm512_loadu_si512(b + d));
+                sums[i] = add_products(sums[i], _mm512_loadu_si512(a + d), _mm512_loadu_si512(b + d));
         }
         _mm_storeu_ps(out, sums_of_four(sums));
         return;
@@ -106,9 +117,9 @@ INLINE void add_values_float(float *restrict values, const float *restrict weigh
     }
 }
 
+/* Where `width` is a multiple of 32, sums of bfloat16 lie where `place_bfloat16` says. */
 #if HAS_BFLOAT16
-/* Two positions at once, so that their values are pairs. Where `width` is a multiple of 32, sums
- * lie where `place_bfloat16` says. */
+/* Two positions at once, so that their values are pairs. */
 INLINE void add_pairs(float *restrict values, const float *restrict weights,
                       const bfloat16 *restrict v, int64_t next, const int64_t width,
                       const int64_t count) {
@@ -130,12 +141,29 @@ INLINE void add_pairs(float *restrict values, const float *restrict weights,
         _mm512_storeu_ps(values + d + 16, high);
     }
 }
+#elif defined(__AVX512F__)
+/* Pairs are neighbours, of which the first are summed to themselves. */
+INLINE void add_pairs(float *restrict values, const float *restrict weights,
+                      const bfloat16 *restrict v, int64_t next, const int64_t width,
+                      const int64_t count) {
+    for (int64_t d = 0; d < width; d += 32) {
+        __m512 first = _mm512_loadu_ps(values + d), second = _mm512_loadu_ps(values + d + 16);
+        for (int64_t l = 0; l < count; l++) {
+            __m512 weight = _mm512_set1_ps(weights[l * BLOCK]);
+            __m512i pairs = _mm512_loadu_si512(v + l * next + d);
+            first = _mm512_fmadd_ps(first_of_pairs(pairs), weight, first);
+            second = _mm512_fmadd_ps(second_of_pairs(pairs), weight, second);
+        }
+        _mm512_storeu_ps(values + d, first);
+        _mm512_storeu_ps(values + d + 16, second);
+    }
+}
 #endif
 
 INLINE void add_values_bfloat16(float *restrict values, const float *restrict weights,
                                 const bfloat16 *restrict v, int64_t next, const int64_t width,
                                 const int64_t count) {
-#if HAS_BFLOAT16
+#if defined(__AVX512F__)
     if (width % 32 == 0) {
         add_pairs(values, weights, v, next, width, count);
         return;
@@ -159,6 +187,9 @@ INLINE int64_t place_bfloat16(int64_t d, int64_t width) {
 #if HAS_BFLOAT16
     if (width % 32 == 0) /* of each 8, the first 4 are in the low half of 32, the others in the high */
         return d / 32 * 32 + d % 8 / 4 * 16 + d % 32 / 8 * 4 + d % 4;
+#elif defined(__AVX512F__)
+    if (width % 32 == 0)
+        return d / 32 * 32 + d % 2 * 16 + d % 32 / 2;
 #endif
     (void)width;
     return d;

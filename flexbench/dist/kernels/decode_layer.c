@@ -54,7 +54,7 @@ INLINE void *take(struct room *room, int64_t bytes) {
 static int64_t product_bytes(const struct matrix *w, int64_t M, int32_t num_threads) {
     int64_t K = w->num_inputs, most_rows = M < num_threads * ROWS_AT_ONCE ? M : num_threads * ROWS_AT_ONCE;
     if (w->group_size)
-        return 2 * rounded(M * K * (int64_t)sizeof(bfloat16)) +
+        return rounded(M * K * (int64_t)sizeof(bfloat16)) + rounded(M * K * (int64_t)sizeof(float)) +
                rounded(M * (K / w->group_size) * (int64_t)sizeof(float));
     return rounded(most_rows * K * (int64_t)sizeof(float));
 }
@@ -63,7 +63,7 @@ static int64_t product_bytes(const struct matrix *w, int64_t M, int32_t num_thre
 #include "decode_layer.h"
 #undef TYPE
 
-#if HAS_BFLOAT16
+#if MULTIPLIES_BFLOAT16
 #define TYPE bfloat16
 #include "decode_layer.h"
 #endif

@@ -29,11 +29,11 @@ static void OF_TYPE(product)(const struct matrix *w, const TYPE *x, const TYPE *
                              struct room room, int64_t M, int32_t is_relu, int32_t num_threads) {
     int64_t N = w->num_outputs, K = w->num_inputs, S = w->group_size;
     if (S == 0) {
-        OF_TYPE(multiply)(x, w->panels, w->bias, residual, out, (TYPE *)room.next, M, N, K, is_relu,
+        OF_TYPE(multiply)(x, w->panels, w->bias, residual, out, (float *)room.next, M, N, K, is_relu,
                           num_threads);
         return;
     }
-#if HAS_BFLOAT16
+#if MULTIPLIES_FOUR_BITS
     const bfloat16 *inputs = (const bfloat16 *)x;
     int32_t is_float = sizeof(TYPE) == sizeof(float);
     if (is_float) {
@@ -43,8 +43,8 @@ static void OF_TYPE(product)(const struct matrix *w, const TYPE *x, const TYPE *
             rounded_inputs[i] = narrow_bfloat16(OF_TYPE(widen)(x[i]));
         inputs = rounded_inputs;
     }
-    bfloat16 *packed = take(&room, M * K * (int64_t)sizeof(bfloat16));
-    multiply_four_bits(inputs, w->panels, w->bias, residual, out, packed, (float *)room.next, M, N, K,
+    float *memory = take(&room, M * K * (int64_t)sizeof(float));
+    multiply_four_bits(inputs, w->panels, w->bias, residual, out, memory, (float *)room.next, M, N, K,
                        S, is_relu, is_float, num_threads);
 #endif
 }

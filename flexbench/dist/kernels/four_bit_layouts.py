@@ -77,7 +77,8 @@ class Panels:
         )
         num_rows = len(inputs)
         out = torch.empty(num_rows, num_outputs, dtype=dtype)
-        packed, x_sums = torch.empty_like(inputs), torch.empty(num_rows, self._records.shape[1])
+        packed = torch.empty(num_rows, self._width)  # float32, where they are widened
+        x_sums = torch.empty(num_rows, self._records.shape[1])
         sizes = (num_rows, num_outputs, self._width, self._group_size)
         multiply = function("multiply_four_bits", "ppppppplllliii")
         addresses = map(address, (inputs, self._records, bias, residual, out, packed, x_sums))

@@ -8,15 +8,15 @@
 
 /* panel_product.c */
 void multiply_float(const float *x, const float *panels, const float *bias, const float *residual,
-                    float *out, float *scratch, int64_t M, int64_t N, int64_t K, int32_t is_relu,
+                    float *out, float *memory, int64_t M, int64_t N, int64_t K, int32_t is_relu,
                     int32_t num_threads);
 void multiply_bfloat16(const bfloat16 *x, const bfloat16 *panels, const bfloat16 *bias,
-                       const bfloat16 *residual, bfloat16 *out, bfloat16 *scratch, int64_t M,
+                       const bfloat16 *residual, bfloat16 *out, float *memory, int64_t M,
                        int64_t N, int64_t K, int32_t is_relu, int32_t num_threads);
 
 /* four_bit_product.c */
 void multiply_four_bits(const bfloat16 *x, const uint8_t *panels, const void *bias,
-                        const void *residual, void *out, bfloat16 *packed, float *x_sums, int64_t M,
+                        const void *residual, void *out, float *memory, float *x_sums, int64_t M,
                         int64_t N, int64_t K, int64_t S, int32_t is_relu, int32_t is_float,
                         int32_t num_threads);
 

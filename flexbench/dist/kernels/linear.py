@@ -9,6 +9,7 @@ into the order in which they are read.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Protocol
 
@@ -19,6 +20,10 @@ from flexbench.dist.kernels import panel_product
 from flexbench.dist.kernels.epilogue import NOTHING, Epilogue
 from flexbench.dist.kernels.panel_product import PanelMatrix
 from flexbench.dist.kernels.panels import InPanels
+
+# From so many rows of x on it is worth packing a matrix that is multiplied with once.
+_PACKED_ROWS = 16
+_OUTPUTS_AT_ONCE = 1024
 
 
 class Product(Protocol):
@@ -50,6 +55,10 @@ class DenseMap:
 
     def apply(self, x: torch.Tensor, then: Epilogue = NOTHING) -> torch.Tensor:
         """x W^T and what comes then, in x's type: (..., K) to (..., N)."""
+        if x.numel() >= _PACKED_ROWS * x.shape[-1] and _is_only_ours_fast(self._weight_NK):
+            # By the hundreds, outputs stay in the cache between packing and product.
+            pieces = self._weight_NK.split(_OUTPUTS_AT_ONCE)
+            return _apply_to_pieces(lambda piece: PanelMatrix([piece]), pieces, x, then)
         product = _onednn_linear if self._is_onednn else functional.linear
         return then.after_bias(product(x, self._weight_NK, then.bias))
 
@@ -71,7 +80,7 @@ class PackedMap:
 
     It is packed when it is used for the second time. The first product, a prompt's, is computed
     from the matrix as it is, perhaps mapped from a file, or from the pieces that make it up: so the
-    first token need not wait for packing.
+    first token need not wait for packing, unless that is sooner done than the other product.
     """
 
     def __init__(self, *pieces_NK: torch.Tensor) -> None:
@@ -82,9 +91,9 @@ class PackedMap:
 
     def apply(self, x: torch.Tensor, then: Epilogue = NOTHING) -> torch.Tensor:
         """x W^T and what comes then, in x's type: (..., K) to (..., N)."""
-        if not self._is_used:
-            self._is_used = True
-            return then.after_bias(self._apply_pieces(x, then.bias))
+        is_first, self._is_used = not self._is_used, True
+        if is_first and not _is_only_ours_fast(self._pieces[0]):
+            return _apply_to_pieces(DenseMap, self._pieces, x, then)
         return self._in_order().apply(x, then)
 
     def _in_order(self) -> PanelMatrix | _OneDnnMatrix:
@@ -99,15 +108,6 @@ class PackedMap:
         packed = self._in_order() if self._is_used else None
         return packed.in_panels() if isinstance(packed, PanelMatrix) else None
 
-    def _apply_pieces(self, x: torch.Tensor, bias_N: torch.Tensor | None) -> torch.Tensor:
-        sizes = [len(piece) for piece in self._pieces]
-        biases = [None] * len(sizes) if bias_N is None else bias_N.split(sizes)
-        outputs = [
-            DenseMap(piece).apply(x, Epilogue(bias))
-            for piece, bias in zip(self._pieces, biases, strict=True)
-        ]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
-
     def dense(self) -> torch.Tensor:
         """The matrix itself, unpacked if need be."""
         if self._packed is not None:
@@ -118,6 +118,31 @@ class PackedMap:
     def rows(self, index: torch.Tensor) -> torch.Tensor:
         """Some of its rows: `index` of shape (...) gives (..., K). All are unpacked for it."""
         return self.dense()[index]
+
+
+def _is_only_ours_fast(weight_NK: torch.Tensor) -> bool:
+    """Whether others take far longer: of bfloat16, where a CPU has no instructions for it."""
+    if weight_NK.device.type != "cpu" or weight_NK.dtype != torch.bfloat16:
+        return False
+    fits = panel_product.fits(weight_NK.dtype, weight_NK.shape[1])
+    return fits and panel_product.is_widened(weight_NK.dtype)
+
+
+def _apply_to_pieces(
+    multiplier: Callable[[torch.Tensor], Product],
+    pieces_NK: Sequence[torch.Tensor],
+    x: torch.Tensor,
+    then: Epilogue,
+) -> torch.Tensor:
+    """As `Product.apply` of the pieces below each other, with a product for each."""
+    sizes = [len(piece) for piece in pieces_NK]
+    biases = [None] * len(sizes) if then.bias is None else then.bias.split(sizes)
+    outputs = [
+        multiplier(piece).apply(x, Epilogue(bias, then.is_relu))
+        for piece, bias in zip(pieces_NK, biases, strict=True)
+    ]
+    y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+    return Epilogue(residual=then.residual).after_bias(y)
 
 
 class _OneDnnMatrix:

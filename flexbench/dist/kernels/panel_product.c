@@ -14,7 +14,8 @@
 
 int64_t panel_outputs(void) { return PANEL; }
 int64_t rows_at_once(void) { return ROWS_AT_ONCE; }
-int32_t has_bfloat16_product(void) { return HAS_BFLOAT16; }
+int32_t has_bfloat16_product(void) { return MULTIPLIES_BFLOAT16; }
+int32_t has_bfloat16_instructions(void) { return HAS_BFLOAT16; }
 
 #define TYPE float
 #define STEP 1
@@ -22,7 +23,7 @@ int32_t has_bfloat16_product(void) { return HAS_BFLOAT16; }
 #undef TYPE
 #undef STEP
 
-#if HAS_BFLOAT16
+#if MULTIPLIES_BFLOAT16
 #define TYPE bfloat16
 #define STEP 2
 #include "panel_product.h"

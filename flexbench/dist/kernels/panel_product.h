@@ -36,8 +36,9 @@ INLINE void OF_TYPE(ask_for_residual)(const struct epilogue *then, TYPE *out, in
 }
 
 /* One panel of outputs, n from panel * PANEL on, of `rows` packed rows, m from `first` on. */
-static void OF_TYPE(panel)(const TYPE *x, const TYPE *panels, const struct epilogue *then, TYPE *out,
-                           int64_t N, int64_t K, int64_t panel, int64_t first, int64_t rows) {
+static void OF_TYPE(panel)(const OF_TYPE(inputs) *x, const TYPE *panels, 
+                           const struct epilogue *then, TYPE *out, int64_t N, int64_t K,
+                           int64_t panel, int64_t first, int64_t rows) {
     const TYPE *w = panels + panel * PANEL * K;
     int64_t tiles = (rows + TILE_ROWS - 1) / TILE_ROWS;
     int64_t lines = PANEL * K * (int64_t)sizeof(TYPE) / LINE;
@@ -54,18 +55,21 @@ static void OF_TYPE(panel)(const TYPE *x, const TYPE *panels, const struct epilo
     }
 }
 
-/* All contiguous; K is a multiple of STEP. `scratch` has num_threads * ROWS_AT_ONCE * K elements.
+/* All contiguous; K is a multiple of STEP. `memory` has room for the inputs of M rows, at most of
+ * num_threads * ROWS_AT_ONCE.
  * Threads share a block of rows and take panels, unless there are blocks enough for all. */
 void OF_TYPE(multiply)(const TYPE *x, const TYPE *panels, const TYPE *bias, const TYPE *residual,
-                       TYPE *out, TYPE *scratch, int64_t M, int64_t N, int64_t K, int32_t is_relu,
+                       TYPE *out, float *memory, int64_t M, int64_t N, int64_t K, int32_t is_relu,
                        int32_t num_threads) {
     struct epilogue then = {bias, residual, is_relu};
+    OF_TYPE(inputs) *scratch = (OF_TYPE(inputs) *)memory;
     int64_t num_panels = (N + PANEL - 1) / PANEL;
     int64_t blocks = (M + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
     if (M <= TILE_ROWS) { /* no thread need wait for others to pack */
-        if (M > 1)
+        int is_packed = M == 1 && sizeof *x == sizeof *scratch;
+        if (!is_packed)
             OF_TYPE(pack_rows)(x, scratch, M, K);
-        const TYPE *rows = M > 1 ? scratch : x;
+        const OF_TYPE(inputs) *rows = is_packed ? (const OF_TYPE(inputs) *)x : scratch;
 #pragma omp parallel for schedule(static) num_threads(num_threads)
         for (int64_t panel = 0; panel < num_panels; panel++)
             OF_TYPE(panel)(rows, panels, &then, out, N, K, panel, 0, M);
@@ -76,7 +80,7 @@ void OF_TYPE(multiply)(const TYPE *x, const TYPE *panels, const TYPE *bias, cons
 #pragma omp parallel for schedule(static) num_threads(num_threads)
         for (int64_t block = 0; block < blocks; block++) {
             int64_t first = block * M / blocks, rows = (block + 1) * M / blocks - first;
-            TYPE *own = scratch + omp_get_thread_num() * ROWS_AT_ONCE * K;
+            OF_TYPE(inputs) *own = scratch + omp_get_thread_num() * ROWS_AT_ONCE * K;
             for (int64_t m = 0, t = 0; m < rows; m = OF_TYPE(tile_start)(++t, rows))
                 OF_TYPE(pack_rows)(x + (first + m) * K, own + m * K,
                                    OF_TYPE(tile_start)(t + 1, rows) - m, K);

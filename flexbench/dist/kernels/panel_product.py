@@ -25,6 +25,16 @@ def fits(dtype: torch.dtype, num_inputs: int) -> bool:
     return dtype == torch.float32 or bool(kernels.has_bfloat16_product())
 
 
+def is_widened(dtype: torch.dtype) -> bool:
+    """Whether numbers of this type, for which `fits` holds, are multiplied as float32.
+
+    The CPU has no instructions for them then, and oneDNN's product takes several times as long.
+    """
+    kernels = library()
+    assert kernels is not None
+    return dtype == torch.bfloat16 and not kernels.has_bfloat16_instructions()
+
+
 class PanelMatrix:
     """A matrix (N, K) in panels: a few outputs of all inputs, one after the other.
 
@@ -65,7 +75,7 @@ class PanelMatrix:
         out = torch.empty(shape, dtype=dtype)
         num_rows = x.numel() // self._num_inputs
         rows_at_once = min(num_rows, threads * self._rows_at_once)
-        scratch = torch.empty(rows_at_once * self._num_inputs, dtype=dtype)
+        scratch = torch.empty(rows_at_once * self._num_inputs)  # float32, where they are widened
         addresses = map(address, (x, self._panels, bias, residual, out, scratch))
         sizes = (num_rows, self._num_outputs, self._num_inputs)
         self._multiply(*addresses, *sizes, then.is_relu, threads)

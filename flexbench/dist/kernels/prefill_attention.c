@@ -24,7 +24,7 @@ int64_t prefill_tile_rows(void) { return TILE_ROWS; }
 #undef TYPE
 #undef STEP
 
-#if HAS_BFLOAT16
+#if MULTIPLIES_BFLOAT16
 #define TYPE bfloat16
 #define STEP 2
 #include "prefill_attention.h"

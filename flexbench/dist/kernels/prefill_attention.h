@@ -36,8 +36,8 @@ static void OF_TYPE(pack_values)(const TYPE *restrict v, TYPE *restrict to, int6
 /* Scores of one query, in pieces of PANEL that are `apart`, to weights at `to`, one for STEP inputs
  * after `rows` of them. The first `seen` positions are looked at, the others up to `filled` get 0.
  * Returns the sum of the weights. */
-static float OF_TYPE(weigh)(const float *scores, int64_t apart, TYPE *to, int64_t rows, int64_t seen,
-                            int64_t filled, float scale) {
+static float OF_TYPE(weigh)(const float *scores, int64_t apart, OF_TYPE(inputs) *to, int64_t rows,
+                            int64_t seen, int64_t filled, float scale) {
     floats highest = (floats){0} + MASKED, sums = {0};
     for (int64_t s = 0; s < filled; s += 16) {
         floats score = load(scores + s / PANEL * apart + s % PANEL);
@@ -49,10 +49,10 @@ static float OF_TYPE(weigh)(const float *scores, int64_t apart, TYPE *to, int64_
         floats weights = OF_TYPE(round)(exp_negative(scale * (score - most)));
         weights = choose(is_below(seen - s), weights, (floats){0});
         sums += weights;
-        TYPE narrowed[16];
+        OF_TYPE(inputs) narrowed[16];
         OF_TYPE(store)(weights, narrowed);
         for (int i = 0; i < 16; i += STEP)
-            memcpy(to + (s + i) * rows, narrowed + i, STEP * sizeof(TYPE));
+            memcpy(to + (s + i) * rows, narrowed + i, STEP * sizeof *narrowed);
     }
     for (int i = 0; i < 16; i++)
         sum += sums[i];
@@ -69,14 +69,14 @@ INLINE void OF_TYPE(ask_for_rows)(const TYPE *x, int64_t first, int64_t rows, in
 /* Queries first to first + rows of one prompt and head, of which keys and values are packed, with
  * `most` positions. `scores` has room for rows * most numbers, `packed` for that and for rows * D. */
 static void OF_TYPE(some_queries)(const TYPE *q, const TYPE *keys, const TYPE *values, TYPE *out,
-                                  float *scores, TYPE *packed, int64_t first, int rows,
+                                  float *scores, OF_TYPE(inputs) *packed, int64_t first, int rows,
                                   int64_t most, int64_t D, int64_t q_stride, int64_t out_stride,
                                   float scale) {
     int64_t filled = (first + rows + PANEL - 1) / PANEL * PANEL, apart = rows * PANEL;
     float sums[TILE_ROWS], found[TILE_ROWS * PANEL];
     for (int64_t d = 0; d < D; d += STEP)
         for (int m = 0; m < rows; m++)
-            memcpy(packed + d * rows + m * STEP, q + (first + m) * q_stride + d, STEP * sizeof(TYPE));
+            OF_TYPE(put)(q + (first + m) * q_stride + d, packed + d * rows + m * STEP);
     for (int64_t s = 0; s < filled; s += PANEL)
         OF_TYPE(some_rows)(packed, keys + s * D, scores + s * rows, D, 0, -1, rows);
     for (int m = 0; m < rows; m++)
@@ -95,19 +95,20 @@ static void OF_TYPE(some_queries)(const TYPE *q, const TYPE *keys, const TYPE *v
 /* q, k, v: (B, S, H, D), with the elements of a head contiguous and `prompt`, `position` and `head`
  * elements from one to the next in all three; out: (B, S, H, D), contiguous. D is a multiple of
  * STEP. Each thread has `scratch_size` of scratch and `scores_size` of scores: with S and D filled up
- * to whole panels, F and E, that is F (D + E) + TILE_ROWS max(F, D), and TILE_ROWS F. */
+ * to whole panels, F and E, that is F (D + E), and TILE_ROWS (F + max(F, D)). */
 void OF_TYPE(attend_prompts)(const TYPE *q, const TYPE *k, const TYPE *v, TYPE *out, TYPE *scratch,
                              float *scores, int64_t scratch_size, int64_t scores_size, int64_t B,
                              int64_t S, int64_t H, int64_t D, int64_t prompt, int64_t position,
                              int64_t head, float scale, int32_t num_threads) {
-    int64_t filled = (S + PANEL - 1) / PANEL * PANEL, filled_D = (D + PANEL - 1) / PANEL * PANEL;
+    int64_t filled = (S + PANEL - 1) / PANEL * PANEL;
 #pragma omp parallel for schedule(static) collapse(2) num_threads(num_threads)
     for (int64_t b = 0; b < B; b++)
         for (int64_t h = 0; h < H; h++) {
             int64_t at = b * prompt + h * head;
             TYPE *keys = scratch + omp_get_thread_num() * scratch_size;
-            TYPE *values = keys + filled * D, *packed = values + filled * filled_D;
+            TYPE *values = keys + filled * D;
             float *own = scores + omp_get_thread_num() * scores_size;
+            OF_TYPE(inputs) *packed = (OF_TYPE(inputs) *)(own + TILE_ROWS * filled);
             OF_TYPE(pack_keys)(k + at, keys, S, D, position);
             OF_TYPE(pack_values)(v + at, values, S, D, filled, position);
             int64_t tiles = (S + TILE_ROWS - 1) / TILE_ROWS;

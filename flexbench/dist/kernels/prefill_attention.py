@@ -33,8 +33,8 @@ def prefill_attention(
     batch, length, heads, width = q_BSHD.shape
     panel, rows = int(kernels.prefill_panel()), int(kernels.prefill_tile_rows())
     filled, filled_width = (-(-size // panel) * panel for size in (length, width))
-    num_scratch = filled * (width + filled_width) + rows * max(filled, width)
-    num_scores = rows * filled
+    num_scratch = filled * (width + filled_width)
+    num_scores = rows * (filled + max(filled, width))
     threads = torch.get_num_threads()
     out = torch.empty(batch, length, heads, width, dtype=dtype)
     scratch = torch.empty(threads * num_scratch, dtype=dtype)

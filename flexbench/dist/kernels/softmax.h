@@ -53,12 +53,16 @@ INLINE floats round_bfloat16(floats weights) {
     return (floats)((bits + 0x7fff + ((bits >> 16) & 1)) & ~0xffff);
 }
 
-/* Rounded weights as numbers of their type. */
-INLINE void store_float(floats weights, float *to) { memcpy(to, &weights, sizeof weights); }
-INLINE void store_bfloat16(floats weights, bfloat16 *to) {
+/* Rounded weights as what is multiplied with. */
+INLINE void store_float(floats weights, inputs_float *to) { memcpy(to, &weights, sizeof weights); }
+#if HAS_BFLOAT16
+INLINE void store_bfloat16(floats weights, inputs_bfloat16 *to) {
     typedef uint16_t halves __attribute__((vector_size(32)));
     halves narrowed = __builtin_convertvector((unsigned_ints)weights >> 16, halves);
     memcpy(to, &narrowed, sizeof narrowed);
 }
+#else
+INLINE void store_bfloat16(floats weights, inputs_bfloat16 *to) { store_float(weights, to); }
+#endif
 
 #endif

@@ -17,10 +17,22 @@
 #define AHEAD 4096 /* bytes from what is read to what is asked for */
 
 typedef float lanes __attribute__((vector_size(VECTOR_BYTES)));
+typedef uint32_t words __attribute__((vector_size(VECTOR_BYTES)));
+
+/* sum + a b. Compilers that may associate would add two products first, and have too few registers. */
+INLINE lanes add_product(lanes sum, lanes a, float b) {
+#if defined(__AVX512F__)
+    return (lanes)_mm512_fmadd_ps((__m512)a, _mm512_set1_ps(b), (__m512)sum);
+#elif defined(__FMA__)
+    return (lanes)_mm256_fmadd_ps((__m256)a, _mm256_set1_ps(b), (__m256)sum);
+#else
+    return sum + a * b;
+#endif
+}
 
 /* One step of a tile: one input of each row for float, two for bfloat16. */
 
-INLINE void step_float(lanes sums[][2], const float *restrict x, const float *restrict w,
+INLINE void step_float(lanes sums[][2], const inputs_float *restrict x, const float *restrict w,
                        const int rows) {
     lanes low, high;
     memcpy(&low, w, sizeof low);
@@ -33,8 +45,8 @@ INLINE void step_float(lanes sums[][2], const float *restrict x, const float *re
 }
 
 #if HAS_BFLOAT16
-INLINE void step_bfloat16(lanes sums[][2], const bfloat16 *restrict x, const bfloat16 *restrict w,
-                          const int rows) {
+INLINE void step_bfloat16(lanes sums[][2], const inputs_bfloat16 *restrict x,
+                          const bfloat16 *restrict w, const int rows) {
     __m512bh low = (__m512bh)_mm512_loadu_si512(w), high = (__m512bh)_mm512_loadu_si512(w + PANEL);
 #pragma GCC unroll 12
     for (int m = 0; m < rows; m++) {
@@ -43,6 +55,26 @@ INLINE void step_bfloat16(lanes sums[][2], const bfloat16 *restrict x, const bfl
         __m512bh inputs = (__m512bh)_mm512_set1_epi32(pair);
         sums[m][0] = (lanes)_mm512_dpbf16_ps((__m512)sums[m][0], low, inputs);
         sums[m][1] = (lanes)_mm512_dpbf16_ps((__m512)sums[m][1], high, inputs);
+    }
+}
+#else
+/* One input of a pair after the other: with both, there would be too few registers. */
+INLINE void step_bfloat16(lanes sums[][2], const inputs_bfloat16 *restrict x,
+                          const bfloat16 *restrict w, const int rows) {
+    words low, high;
+    memcpy(&low, w, sizeof low);
+    memcpy(&high, w + PANEL, sizeof high);
+    lanes first_low = (lanes)(low << 16), first_high = (lanes)(high << 16);
+#pragma GCC unroll 12
+    for (int m = 0; m < rows; m++) {
+        sums[m][0] = add_product(sums[m][0], first_low, x[2 * m]);
+        sums[m][1] = add_product(sums[m][1], first_high, x[2 * m]);
+    }
+    lanes second_low = (lanes)(low & 0xffff0000u), second_high = (lanes)(high & 0xffff0000u);
+#pragma GCC unroll 12
+    for (int m = 0; m < rows; m++) {
+        sums[m][0] = add_product(sums[m][0], second_low, x[2 * m + 1]);
+        sums[m][1] = add_product(sums[m][1], second_high, x[2 * m + 1]);
     }
 }
 #endif

@@ -4,10 +4,11 @@
 
 /* x, (rows, K), to (K / STEP, rows, STEP), as a tile reads it: rows far from each other, at powers of
  * two above all, would drive each other out of the cache. */
-INLINE void OF_TYPE(pack_rows)(const TYPE *restrict x, TYPE *restrict to, int64_t rows, int64_t K) {
+INLINE void OF_TYPE(pack_rows)(const TYPE *restrict x, OF_TYPE(inputs) *restrict to, int64_t rows,
+                               int64_t K) {
     for (int64_t k = 0; k < K; k += STEP)
         for (int64_t m = 0; m < rows; m++, to += STEP)
-            memcpy(to, x + m * K + k, STEP * sizeof(TYPE));
+            OF_TYPE(put)(x + m * K + k, to);
 }
 
 /* The rows of a block are cut into tiles of nearly the same size; this is where number t begins. */
@@ -19,8 +20,9 @@ INLINE int64_t OF_TYPE(tile_start)(int64_t t, int64_t rows) {
  * asked for in each step: while a panel's later rows are computed, the next panel is on its way. Else
  * the panel itself is read from memory, and what is AHEAD is asked for: the processor does so by
  * itself within a page only. */
-INLINE void OF_TYPE(tile)(const TYPE *restrict x, const TYPE *restrict w, float *restrict out,
-                          int64_t K, const char *next, int64_t lines, const int rows) {
+INLINE void OF_TYPE(tile)(const OF_TYPE(inputs) *restrict x, const TYPE *restrict w,
+                          float *restrict out, int64_t K, const char *next, int64_t lines,
+                          const int rows) {
     lanes sums[TILE_ROWS][2];
     for (int m = 0; m < rows; m++)
         sums[m][0] = sums[m][1] = (lanes){0};
@@ -37,8 +39,9 @@ INLINE void OF_TYPE(tile)(const TYPE *restrict x, const TYPE *restrict w, float 
     memcpy(out, sums, sizeof(lanes) * 2 * rows);
 }
 
-static __attribute__((unused)) void OF_TYPE(some_rows)(const TYPE *x, const TYPE *w, float *out, int64_t K, const char *next,
-                               int64_t lines, int rows) {
+static __attribute__((unused)) void OF_TYPE(some_rows)(const OF_TYPE(inputs) *x, const TYPE *w,
+                                                       float *out, int64_t K, const char *next,
+                                                       int64_t lines, int rows) {
 #define CASE(count)                                                                                \
     case count:                                                                                    \
         OF_TYPE(tile)(x, w, out, K, next, lines, count);                                           \

@@ -13,7 +13,7 @@ import torch
 from torch.nn import functional
 
 from flexbench.dist.homes import ExecutionEnv, TorchDisk, aligned_empty
-from flexbench.dist.kernels.linear import PackedMap, has_onednn
+from flexbench.dist.kernels.linear import PackedMap, can_be_packed
 from flexbench.dist.lanes import synchronize
 from flexbench.dist.roofline.ceilings import Ceilings
 
@@ -90,7 +90,7 @@ def _matmul_speed(device: torch.device, dtype: torch.dtype) -> float:
 def _products(x: torch.Tensor, weight: torch.Tensor) -> Iterator[Callable[[], object]]:
     """The ways that the engine may have to compute x W^T with weights that stay where they are."""
     yield lambda: functional.linear(x, weight)
-    if has_onednn(weight):
+    if can_be_packed(weight):
         packed = PackedMap(weight)
         yield lambda: packed.apply(x)
 

@@ -107,6 +107,29 @@ def test_what_comes_after_the_product(
         assert torch.equal(residual, before)
 
 
+@pytest.mark.parametrize("rows", [1, 15, 16, 40])
+@pytest.mark.parametrize("kind", [DenseMap, PackedMap])
+def test_where_only_our_product_is_fast(
+    monkeypatch: pytest.MonkeyPatch, kind: Any, rows: int
+) -> None:
+    """As on a CPU without instructions for bfloat16: it is packed for the first product, too."""
+    dtype = torch.bfloat16
+    if not panel_product.fits(dtype, 70):
+        pytest.skip("there is no compiled product of bfloat16 on this machine")
+    monkeypatch.setattr(panel_product, "is_widened", lambda _: True)
+    weight = random_tensor(2500, 70, dtype=dtype, seed=1)
+    x = random_tensor(rows, 70, dtype=dtype, seed=2)
+    bias = random_tensor(2500, dtype=dtype, seed=3)
+    residual = random_tensor(rows, 2500, dtype=dtype, seed=4)
+    exact, tolerance = by_hand(x, weight, bias)
+    exact = exact.relu() + residual.double()
+    matrix = kind(weight)
+    y = matrix.apply(x, Epilogue(bias, True, residual))
+    assert ((y.double() - exact).abs() <= tolerance + torch.finfo(dtype).eps * exact.abs()).all()
+    assert torch.equal(matrix.dense(), weight)
+    assert (matrix.in_panels() is not None) is (kind is PackedMap)
+
+
 def test_what_is_packed_is_let_go() -> None:
     weight = random_tensor(16, 16, dtype=torch.float32)
     packed, before, x = PackedMap(weight), weight.clone(), torch.eye(16)

@@ -55,14 +55,14 @@ from flexbench.dist.kernels import (
 )
 from flexbench.dist.policy import CompressionConfig
 
-has_bfloat16 = "avx512_bf16" in open("/proc/cpuinfo").read()
-for dtype, expected in ((torch.float32, True), (torch.bfloat16, has_bfloat16)):
-    assert panel_product.fits(dtype, 64) is expected
-    assert prefill_attention.fits(dtype, 64) is expected
-    assert decode_layer.fits(dtype, 64) is expected
+has_avx512 = "avx512f" in open("/proc/cpuinfo").read()
+for dtype in (torch.float32, torch.bfloat16):
+    assert panel_product.fits(dtype, 64)
+    assert prefill_attention.fits(dtype, 64)
+    assert decode_layer.fits(dtype, 64)
     assert decode_attention.is_available(dtype)
-assert four_bit_layouts.Panels.is_available() is has_bfloat16
-assert four_bits.fits((64, 64), CompressionConfig(group_size=64), "cpu") or not has_bfloat16
+assert four_bit_layouts.Panels.is_available() is has_avx512
+assert four_bits.fits((64, 64), CompressionConfig(group_size=64), "cpu") or not has_avx512
 """
     done = subprocess.run(
         [sys.executable, "-c", code],
@@ -93,52 +93,107 @@ def test_other_types_have_none() -> None:
         assert not panel_product.fits(dtype, 64)
 
 
-ON_AN_OLDER_CPU = """
+ON_ANOTHER_CPU = """
+import sys
 import torch
 from torch.nn import functional
 from flexbench.dist.kernels import native, panel_product
 from flexbench.dist.kernels.decode_attention import decode_attention
-from flexbench.dist.kernels.decode_layer import Affine, MlpHalf, Norm
+from flexbench.dist.kernels.decode_layer import Affine, AttentionHalf, MlpHalf, Norm, Past
+from flexbench.dist.kernels.four_bit_layouts import Panels
+from flexbench.dist.kernels.four_bits import FourBitMap, pack
+from flexbench.dist.kernels.panel_product import PanelMatrix
 from flexbench.dist.kernels.prefill_attention import prefill_attention
+from flexbench.dist.policy import CompressionConfig
 
+WIDTH, HEADS, PAST = 128, 2, 33
 assert native.library() is not None
-assert not panel_product.fits(torch.bfloat16, 64)
-x, weight = torch.randn(13, 64), torch.randn(50, 64)
-y = panel_product.PanelMatrix([weight]).apply(x)
-torch.testing.assert_close(y, x @ weight.T, rtol=1e-4, atol=1e-4)
-inner = torch.randn(70, 64)
-norm = Norm(torch.randn(64), torch.randn(64), 1e-5, True)
-wide, narrow = (panel_product.PanelMatrix([w]).in_panels() for w in (inner, inner.T))
-bias = torch.zeros(70)
-found = MlpHalf(norm, Affine(wide, bias), Affine(narrow, bias[:64])).forward(x[:, None])
-normed = functional.layer_norm(x, (64,), norm.weight, norm.bias, norm.epsilon)
-expected = x + (normed @ inner.T).relu() @ inner
-torch.testing.assert_close(found[:, 0], expected, rtol=1e-4, atol=1e-3)
-for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.03)):
-    q, k, v = torch.randn(3, 1, 33, 4, 64).to(dtype).unbind(0)
-    heads = [t.transpose(1, 2) for t in (q, k, v)]
+assert panel_product.is_widened(torch.bfloat16) is (sys.argv[1] == "widened")
+assert Panels.is_available() is (sys.argv[2] == "four bits")
+torch.manual_seed(0)
+
+
+def affine(*shape):
+    weight, bias = torch.randn(*shape) / shape[1] ** 0.5, torch.randn(shape[0])
+    weight, bias = weight.to(dtype), bias.to(dtype)
+    panels = PanelMatrix([weight]).in_panels()
+    return Affine(panels, bias), lambda x: x @ weight.double().T + bias.double()
+
+
+for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.04)):
+    norm = Norm(torch.randn(WIDTH).to(dtype), torch.randn(WIDTH).to(dtype), 1e-5, True)
+
+    def normed(x):
+        weight, bias = norm.weight.double(), norm.bias.double()
+        return functional.layer_norm(x, (WIDTH,), weight, bias, norm.epsilon)
+
+    def assert_close(found, expected):
+        assert found.dtype == dtype
+        limit = tolerance * expected.abs().max().item()
+        torch.testing.assert_close(found.double(), expected, rtol=0, atol=limit)
+
+    for rows in (1, 5, 13, 130):
+        x = torch.randn(rows, WIDTH).to(dtype)
+        weight = torch.randn(50, WIDTH).to(dtype)
+        assert_close(PanelMatrix([weight]).apply(x), x.double() @ weight.double().T)
+        config = CompressionConfig(group_size=32)
+        if Panels.is_available():
+            compressed = FourBitMap(pack(weight, config), (50, WIDTH), config, dtype)
+            of_levels = compressed.dense().double()
+            found = compressed.apply(x).double()
+            torch.testing.assert_close(found, x.double() @ of_levels.T, rtol=0, atol=0.3)
+    x = torch.randn(13, 1, WIDTH).to(dtype)
+    (wide, into), (narrow, out_of) = affine(70, WIDTH), affine(WIDTH, 70)
+    found = MlpHalf(norm, wide, narrow).forward(x)
+    assert_close(found, x.double() + out_of(into(normed(x.double())).relu()))
+    q, k, v = torch.randn(3, 1, PAST, 4, 64).to(dtype).unbind(0)
+    heads = [t.transpose(1, 2).double() for t in (q, k, v)]
     expected = functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)
-    if dtype == torch.float32:
-        torch.testing.assert_close(prefill_attention(q, k, v), expected, rtol=0, atol=tolerance)
-    newest = decode_attention(q[0, -1], k[0], v[0], None)
-    torch.testing.assert_close(newest, expected[0, -1], rtol=0, atol=tolerance)
+    assert_close(prefill_attention(q, k, v), expected)
+    assert_close(decode_attention(q[0, -1], k[0], v[0], None), expected[0, -1])
+    (qkv, to_qkv), (out, from_heads) = affine(3 * WIDTH, WIDTH), affine(WIDTH, WIDTH)
+    keys, values = torch.randn(2, PAST, 13 * HEADS, WIDTH // HEADS).to(dtype).unbind(0)
+    found = AttentionHalf(norm, qkv, out, HEADS).forward(x, Past(keys, values, PAST, None))
+    q, k, v = to_qkv(normed(x.double())).view(13, 3, HEADS, -1).unbind(1)
+    assert_close(keys[-1].view(k.shape), k)
+    assert_close(values[-1].view(v.shape), v)
+    q, k, v = (t.reshape(-1, 13 * HEADS, WIDTH // HEADS).double() for t in (q, keys, values))
+    weights = (torch.einsum("prd,lrd->rl", q, k) * (WIDTH // HEADS) ** -0.5).softmax(dim=-1)
+    attended = torch.einsum("rl,lrd->rd", weights, v).reshape(13, 1, WIDTH)
+    assert_close(found, x.double() + from_heads(attended))
 """
+
+# Compiled for other CPUs than this one, which has to have what they have; the last one has products
+# of bfloat16 of our own making.
+OTHER_CPUS = {
+    "without AVX": ("-march=x86-64", (), "widened", "no four bits"),
+    "without AVX-512": ("-march=x86-64-v3", ("avx2", "fma"), "widened", "no four bits"),
+    "without bfloat16": ("-march=skylake-avx512", ("avx512f", "avx512bw"), "widened", "four bits"),
+    "with bfloat16": (
+        f"-march=skylake-avx512 -include {Path(__file__).with_name('bfloat16_by_hand.h')}",
+        ("avx512f", "avx512bw"),
+        "in pairs",
+        "four bits",
+    ),
+}
 
 
 @pytest.mark.skipif(not HAS_COMPILER, reason="there is no C compiler, or no OpenMP in torch")
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the CPU is no x86")
-@pytest.mark.parametrize("cpu", ["x86-64", "x86-64-v3"])
-def test_it_is_compiled_for_older_cpus_too(tmp_path: Path, cpu: str) -> None:
-    """Without AVX-512, and without AVX: other sizes of vectors, and no products of bfloat16."""
-    if cpu == "x86-64-v3" and "avx2" not in Path("/proc/cpuinfo").read_text():
-        pytest.skip("the CPU has no AVX2")
+@pytest.mark.parametrize("name", OTHER_CPUS)
+def test_it_is_compiled_for_other_cpus_too(tmp_path: Path, name: str) -> None:
+    """Other sizes of vectors, and bfloat16 multiplied in pairs or widened first."""
+    flags, needed, *expected = OTHER_CPUS[name]
+    missing = set(needed) - set(Path("/proc/cpuinfo").read_text().split())
+    if missing:
+        pytest.skip(f"the CPU has no {', '.join(sorted(missing))}")
     done = subprocess.run(
-        [sys.executable, "-c", ON_AN_OLDER_CPU],
+        [sys.executable, "-c", ON_ANOTHER_CPU, *expected],
         env={
             **os.environ,
             "FLEXBENCH_NATIVE": "",
             "XDG_CACHE_HOME": str(tmp_path),
-            "FLEXBENCH_CFLAGS": f"-march={cpu} -mno-avx512f",
+            "FLEXBENCH_CFLAGS": flags,
         },
         capture_output=True,
         text=True,
