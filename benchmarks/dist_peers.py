@@ -34,7 +34,7 @@ DEFAULT_ENVIRONMENTS = Path.home() / ".cache" / "flexbench-peers"
 INSTALL_TIMEOUT_S = 1800
 FOLDER_TIMEOUT_S = 900
 LOAD_TIMEOUT_S = 900  # converts and compiles at the first time
-ANSWER_TIMEOUT_S = 300
+ANSWER_TIMEOUT_S = 1800  # 64 prompts for OPT-1.3B take 8 minutes on CPUs slow with bfloat16
 _END_TIMEOUT_S = 10
 _TAIL_LINES = 5
 _GIB = 2**30
@@ -148,10 +148,10 @@ def find_python(system: System, environments: Path, maker: str) -> Path:
     python = environment / "bin" / "python"
     wanted = [package_name(requirement) for requirement in system.packages]
     if not _has_packages(python, wanted):
-        print(f"installing {', '.join(system.packages)} into {environment}", file=sys.stderr)
-        _run([maker, "-m", "venv", "--clear", str(environment)], "no environment")
         torch = torch_version(CONSTRAINTS.read_text())
         requirements = [requirement.format(torch=torch) for requirement in system.packages]
+        print(f"installing {', '.join(requirements)} into {environment}", file=sys.stderr)
+        _run([maker, "-m", "venv", "--clear", str(environment)], "no environment")
         pip = [str(python), "-m", "pip", "--quiet", "--disable-pip-version-check"]
         _run([*pip, "install", *requirements], f"{system.name} cannot be installed")
     if any(_has_packages(python, [package]) for package in system.unwanted):
