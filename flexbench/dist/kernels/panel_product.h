@@ -36,7 +36,7 @@ INLINE void OF_TYPE(ask_for_residual)(const struct epilogue *then, TYPE *out, in
 }
 
 /* One panel of outputs, n from panel * PANEL on, of `rows` packed rows, m from `first` on. */
-static void OF_TYPE(panel)(const OF_TYPE(inputs) *x, const TYPE *panels, 
+static void OF_TYPE(panel)(const OF_TYPE(inputs) *x, const TYPE *panels,
                            const struct epilogue *then, TYPE *out, int64_t N, int64_t K,
                            int64_t panel, int64_t first, int64_t rows) {
     const TYPE *w = panels + panel * PANEL * K;

@@ -58,24 +58,24 @@ INLINE void step_bfloat16(lanes sums[][2], const inputs_bfloat16 *restrict x,
     }
 }
 #else
+/* Inputs that lie two apart. */
+INLINE void add_inputs(lanes sums[][2], words low, words high, const float *restrict x,
+                       const int rows) {
+#pragma GCC unroll 12
+    for (int m = 0; m < rows; m++) {
+        sums[m][0] = add_product(sums[m][0], (lanes)low, x[2 * m]);
+        sums[m][1] = add_product(sums[m][1], (lanes)high, x[2 * m]);
+    }
+}
+
 /* One input of a pair after the other: with both, there would be too few registers. */
 INLINE void step_bfloat16(lanes sums[][2], const inputs_bfloat16 *restrict x,
                           const bfloat16 *restrict w, const int rows) {
     words low, high;
     memcpy(&low, w, sizeof low);
     memcpy(&high, w + PANEL, sizeof high);
-    lanes first_low = (lanes)(low << 16), first_high = (lanes)(high << 16);
-#pragma GCC unroll 12
-    for (int m = 0; m < rows; m++) {
-        sums[m][0] = add_product(sums[m][0], first_low, x[2 * m]);
-        sums[m][1] = add_product(sums[m][1], first_high, x[2 * m]);
-    }
-    lanes second_low = (lanes)(low & 0xffff0000u), second_high = (lanes)(high & 0xffff0000u);
-#pragma GCC unroll 12
-    for (int m = 0; m < rows; m++) {
-        sums[m][0] = add_product(sums[m][0], second_low, x[2 * m + 1]);
-        sums[m][1] = add_product(sums[m][1], second_high, x[2 * m + 1]);
-    }
+    add_inputs(sums, low << 16, high << 16, x, rows);
+    add_inputs(sums, low & 0xffff0000u, high & 0xffff0000u, x + 1, rows);
 }
 #endif
 
