@@ -3,9 +3,9 @@
 The models have OPT's shapes and random weights; every system reads the same folders, has the same
 number of threads, generates greedily and ends no prompt early. Systems take turns, point by point
 and repeat by repeat, in another order each time; those that wait are frozen. Where they do not fit
-into memory together, they take turns with loading, too. Before a point is timed, it is done once;
-when the machine was busy with something else meanwhile, it is timed again, up to three times, and
-the try with the least of that counts.
+into memory together, they take turns with loading, too. Before a point is timed, it is done once,
+unless its first token alone takes 20 s or more; when the machine was busy with something else
+meanwhile, it is timed again, up to three times, and the try with the least of that counts.
 
 Timed is the whole call, from token ids to token ids. "first" is a call for one token, which is the
 prefill; what the whole call takes longer is the decoding. The ratio at the end is the median, over
