@@ -27,8 +27,8 @@ def prefill_attention(
     padding is of no use to anyone, but finite.
     """
     is_on_cpu = q_BSHD.device.type == "cpu"
-    if num_pad_B is None and is_on_cpu and prefill.fits(q_BSHD.dtype, q_BSHD.shape[-1]):
-        return prefill.prefill_attention(q_BSHD, k_BSHD, v_BSHD)
+    if is_on_cpu and prefill.fits(q_BSHD.dtype, q_BSHD.shape[-1]):
+        return prefill.prefill_attention(q_BSHD, k_BSHD, v_BSHD, num_pad_B)
     q, k, v = (x.transpose(1, 2) for x in (q_BSHD, k_BSHD, v_BSHD))
     if num_pad_B is None:
         if is_on_cpu and q.dtype == torch.bfloat16:

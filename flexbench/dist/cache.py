@@ -217,23 +217,16 @@ class LayerCache:
 
     # --- computing ---
 
-    def rows_of(self, is_real_BL: torch.Tensor | None) -> torch.Tensor | None:
-        """Which positions are real, for each row: (R, L)."""
-        if is_real_BL is None:
-            return None
-        return is_real_BL.repeat_interleave(self._shape.num_heads, dim=0)
-
     def attend(
         self,
         segments: list[Segment],
         q_BHD: torch.Tensor,
         k_BHD: torch.Tensor,
         v_BHD: torch.Tensor,
-        is_real_BL: torch.Tensor | None,
+        is_real_RL: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attention of one new position over the past and itself: (B, H, D)."""
         q, k, v = (x.flatten(0, 1) for x in (q_BHD, k_BHD, v_BHD))
-        is_real = self.rows_of(is_real_BL)
         outputs = []
         for segment in segments:
             rows = slice(segment.rows.start, segment.rows.stop)
@@ -243,7 +236,7 @@ class LayerCache:
                 q[rows].to(device),
                 k[rows].to(device),
                 v[rows].to(device),
-                None if is_real is None else is_real[rows].to(device),
+                None if is_real_RL is None else is_real_RL[rows].to(device),
                 sparsity=self._sparsity,
             )
             outputs.append(output.to(q.device, q.dtype))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +25,16 @@ from flexbench.dist.timing import ComputeClock, StageTimes
 from flexbench.dist.transfers import Transfers
 from flexbench.dist.transport import PipelineLink
 from flexbench.dist.weights import LayerWeights, ReadyWeights
+
+
+class _Compiled(NamedTuple):
+    """Halves of a decoder layer, and the weights for which they are good.
+
+    These may go when they are not computed with: decompressed, they take far more than they did.
+    """
+
+    weights: weakref.ref[ReadyWeights]
+    halves: list[DecodeHalf] | None
 
 
 class Generation:
@@ -57,7 +69,7 @@ class Generation:
         self._device = env.gpu.device
         self._blocks = Blocks(policy.gpu_batch_size, workload.num_batches, workload.num_iterations)
         self._tokens = Tokens(task, config.pad_token_id, on_tokens)
-        self._masks = Masks(task, self._device)
+        self._masks = Masks(task, self._blocks, config.num_attention_heads, self._device)
         self.times = StageTimes()
         self._clock = ComputeClock(self._device, self.times)
         self._messages = Messages(
@@ -73,7 +85,7 @@ class Generation:
         )
         self._output: torch.Tensor | None = None
         self._new_kv: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._compiled: dict[int, list[DecodeHalf] | None] = {}
+        self._compiled: dict[int, _Compiled] = {}
         self._transfers = Transfers(
             config=config,
             policy=policy,
@@ -190,10 +202,11 @@ class Generation:
         self, step: Step, layer: DecoderPart, weights: ReadyWeights, hidden_B1h: torch.Tensor
     ) -> torch.Tensor | None:
         """The layer's output for one new position, if it can be computed at once."""
-        if step.layer not in self._compiled:
-            is_kept = self._transfers.is_resident(step)
-            self._compiled[step.layer] = layer.compiled(weights) if is_kept else None
-        halves = self._compiled[step.layer]
+        known = self._compiled.get(step.layer)
+        if known is None or known.weights() is not weights:  # loaded anew, perhaps elsewhere
+            known = _Compiled(weakref.ref(weights), layer.compiled(weights))
+            self._compiled[step.layer] = known
+        halves = known.halves
         if halves is None:
             return None
         past = None
@@ -222,7 +235,7 @@ class Generation:
         return self._transfers.attend(step, q_BHD, k_BHD, v_BHD, is_real)[:, None]
 
     def _is_real(self, step: Step) -> torch.Tensor | None:
-        """Which positions until now hold no padding: (B, L); None if all do."""
+        """Which positions until now hold no padding: (R, L); None if all do."""
         length = self._task.prompt_len + step.unit.token
         return self._masks.is_real(self._blocks.of_step(step), length)
 

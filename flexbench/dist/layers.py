@@ -139,7 +139,7 @@ class SelfAttention:
     def compiled(self, weights: Weights) -> list[DecodeHalf] | None:
         """The same for one new position, if there is a kernel and the weights lie as it reads them.
 
-        These are kept; only for weights that stay where they are.
+        These have to stay where they are for as long as it is used.
         """
         config = self._config
         norm = _norm_of(weights, "attn_norm", is_first=config.do_layer_norm_before)

@@ -77,11 +77,15 @@ class Tokens:
 class Masks:
     """Where prompts have padding, and which positions their tokens are at."""
 
-    def __init__(self, task: Task, device: torch.device) -> None:
+    def __init__(self, task: Task, blocks: Blocks, num_heads: int, device: torch.device) -> None:
         self._prompt_len = task.prompt_len
+        self._num_heads = num_heads
+        self._num_under_way = blocks.num_batches * blocks.num_iterations
         self._device = device
         self._num_pad = torch.from_numpy(task.num_pad).to(device)
         self._has_padding = task.num_pad.astype(bool)
+        self._is_real: dict[range, torch.Tensor] = {}
+        """By batch, of those under way, the last one: all layers need the same for a token."""
 
     def padding(self, prompts: range) -> torch.Tensor | None:
         """How many first positions are padding: (B,); None if there is none at all."""
@@ -89,11 +93,21 @@ class Masks:
         return self._num_pad[rows] if self._has_padding[rows].any() else None
 
     def is_real(self, prompts: range, length: int) -> torch.Tensor | None:
-        """Which of the first `length` positions hold no padding: (B, L); None if all do."""
+        """Which of the first `length` positions hold no padding; None if all do.
+
+        (R, L) for R = B x H pairs of prompt and head.
+        """
         num_pad = self.padding(prompts)
         if num_pad is None:
             return None
-        return torch.arange(length, device=self._device)[None] >= num_pad[:, None]
+        known = self._is_real.get(prompts)
+        if known is None or known.shape[1] != length:
+            known = torch.arange(length, device=self._device)[None] >= num_pad[:, None]
+            known = known.repeat_interleave(self._num_heads, dim=0)
+            if prompts not in self._is_real and len(self._is_real) == self._num_under_way:
+                self._is_real.clear()  # another round's
+            self._is_real[prompts] = known
+        return known
 
     def positions(self, prompts: range, token: int) -> torch.Tensor:
         """The positions of what is fed in for `token`, from 0 at the first real one: (B, S)."""

@@ -132,12 +132,8 @@ class Transfers:
             ticket = self._submit("weight", lambda: weights.load(buffer))
             self._weight_loads[step.visit] = ticket
 
-    def is_resident(self, step: Step) -> bool:
-        """Whether the weights of the step's layer stay where they are."""
-        return self._weights[step.layer].load_bytes == 0
-
     def weights(self, step: Step) -> ReadyWeights:
-        """The weights of the step's layer."""
+        """The weights of the step's layer: for all batches of a visit the same object."""
         if step.batch == 0:
             self._ready = self._weights[step.layer].ready(self._weight_buffer(step))
         assert self._ready is not None
@@ -178,11 +174,11 @@ class Transfers:
         """Whether the keys and values of the step's past can be read as one."""
         return self._caches[_cache_key(step)].whole is not None
 
-    def past(self, step: Step, is_real_BL: torch.Tensor | None) -> Past:
+    def past(self, step: Step, is_real_RL: torch.Tensor | None) -> Past:
         """These, with the place of the step's new position in them."""
         cache = self._caches[_cache_key(step)]
         assert cache.whole is not None
-        return Past(*cache.whole, self._length(step), cache.rows_of(is_real_BL))
+        return Past(*cache.whole, self._length(step), is_real_RL)
 
     def attend(
         self,
@@ -190,13 +186,13 @@ class Transfers:
         q_BHD: torch.Tensor,
         k_BHD: torch.Tensor,
         v_BHD: torch.Tensor,
-        is_real_BL: torch.Tensor | None,
+        is_real_RL: torch.Tensor | None,
     ) -> torch.Tensor:
         """Attention of one new position over the past and itself: (B, H, D)."""
         cache = self._caches[_cache_key(step)]
         in_place = cache.in_place(self._length(step) - 1) if cache.is_in_place else None
         segments = in_place or self._segments[step.number]
-        return cache.attend(segments, q_BHD, k_BHD, v_BHD, is_real_BL)
+        return cache.attend(segments, q_BHD, k_BHD, v_BHD, is_real_RL)
 
     def _length(self, step: Step) -> int:
         """Positions until now, with the step's new one."""

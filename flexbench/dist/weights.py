@@ -15,10 +15,11 @@ import torch
 
 from flexbench.dist.compression import CompressedMap, compress, record_bytes
 from flexbench.dist.homes import ExecutionEnv, MemoryPart, Part, Parts
-from flexbench.dist.kernels import four_bits
+from flexbench.dist.kernels import four_bits, panel_product
 from flexbench.dist.kernels.epilogue import Epilogue
 from flexbench.dist.kernels.four_bits import FourBitMap
 from flexbench.dist.kernels.linear import DenseMap, LinearMap, PackedMap, can_be_packed
+from flexbench.dist.kernels.panel_product import PanelMatrix
 from flexbench.dist.kernels.panels import InPanels
 from flexbench.dist.layers import WeightSpec
 from flexbench.dist.placement import LayerLayout, TensorSpec, lay_out
@@ -34,7 +35,7 @@ def layout_of(specs: Sequence[WeightSpec], policy: Policy, dtype: torch.dtype) -
 
 
 class _Form:
-    """How a weight is stored: as it is, as rows of records, or as the fused product wants it."""
+    """How a weight is stored: as it is, as rows of records, or as a product of ours reads it."""
 
     def __init__(
         self,
@@ -50,6 +51,9 @@ class _Form:
             and not spec.is_table
             and four_bits.fits(spec.shape, self._config, device)
         )
+        self._is_in_panels = (
+            self.is_plain_map and device == "cpu" and panel_product.fits(dtype, spec.shape[1])
+        )
 
     @property
     def stored(self) -> TensorSpec:
@@ -59,11 +63,17 @@ class _Form:
             return TensorSpec(spec.name, 1, prod(spec.shape) * self.dtype.itemsize)
         rows, width = spec.shape
         if self._config is None:
+            rows = panel_product.filled_rows(rows) if self._is_in_panels else rows
             return TensorSpec(spec.name, rows, width * self.dtype.itemsize)
         if self._is_fused:
             size = four_bits.row_bytes(width, self._config)
             return TensorSpec(spec.name, four_bits.filled_rows(rows), size)
         return TensorSpec(spec.name, rows, record_bytes(width, self._config, self.dtype))
+
+    @property
+    def is_decompressed(self) -> bool:
+        """Whether it is made a whole matrix before it is multiplied with."""
+        return self._config is not None and not self._is_fused
 
     @property
     def is_plain_map(self) -> bool:
@@ -76,6 +86,8 @@ class _Form:
 
     def encode(self, pieces: list[torch.Tensor]) -> torch.Tensor:
         """Its bytes: uint8 of one dimension."""
+        if self._is_in_panels:
+            return panel_product.pack(pieces).view(torch.uint8)
         weight = pieces[0] if len(pieces) == 1 else torch.cat(pieces)
         if self._is_fused:
             assert self._config is not None
@@ -86,6 +98,8 @@ class _Form:
 
     def map_of(self, data: torch.Tensor) -> LinearMap:
         """The matrix of which these are the bytes."""
+        if self._is_in_panels:
+            return PanelMatrix(data.view(self.dtype), self.spec.shape)
         if self._config is None:
             return DenseMap(data.view(self.dtype).view(self.spec.shape))
         if self._is_fused:
@@ -107,6 +121,8 @@ class LayerWeights:
         begin, sizes = self.layout.load_start, self.layout.home_bytes
         self._resident = ReadyWeights({}, {})
         self._resident_parts: list[MemoryPart] = []
+        self._compressed: list[tuple[_Form, torch.Tensor]] = []
+        """Resident, but made anew for each visit: what they are decompressed to goes with it."""
         self._packed_bytes = 0
         self._parts: Parts = env.mixed.allocate(
             ((sizes.gpu - min(begin, sizes.gpu),), (sizes.cpu,), (sizes.disk,)),
@@ -125,7 +141,8 @@ class LayerWeights:
 
     def _keep(self, form: _Form, pieces: list[torch.Tensor]) -> None:
         """Put a weight on the gpu for good."""
-        if form.is_plain_map and can_be_packed(pieces[0]):
+        is_on_cpu = self._gpu.device.type == "cpu"
+        if is_on_cpu and form.is_plain_map and can_be_packed(pieces[0]):
             self._resident.maps[form.spec.name] = PackedMap(*pieces)
             self._packed_bytes += form.stored.num_bytes
             self._gpu.ledger.take(form.stored.num_bytes)
@@ -134,7 +151,10 @@ class LayerWeights:
         part = self._gpu.allocate((len(data),), torch.uint8)
         part.write(0, data)
         self._resident_parts.append(part)
-        self._resident.add(form, part.tensor)
+        if form.is_decompressed:
+            self._compressed.append((form, part.tensor))
+        else:
+            self._resident.add(form, part.tensor)
 
     def _write(self, offset: int, data: torch.Tensor) -> None:
         for part, start, end in self._ranges():
@@ -171,13 +191,16 @@ class LayerWeights:
             part.close()
         self._gpu.ledger.take(-self._packed_bytes)
         self._resident, self._resident_parts, self._packed_bytes = ReadyWeights({}, {}), [], 0
+        self._compressed = []
 
     def ready(self, buffer: torch.Tensor) -> ReadyWeights:
         """The weights for computing, once `buffer` is loaded."""
-        if not self.load_bytes:
+        if not self.load_bytes and not self._compressed:
             return self._resident
         begin = self.layout.load_start
         ready = ReadyWeights(dict(self._resident.maps), dict(self._resident.vectors))
+        for form, data in self._compressed:
+            ready.add(form, data)
         for form, offset in zip(self._forms, self.layout.offsets, strict=True):
             if offset >= begin:
                 start = offset - begin

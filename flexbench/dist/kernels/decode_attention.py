@@ -35,6 +35,7 @@ def decode_attention(
     assert v_LRD.is_contiguous()
     assert v_LRD.dtype == q_RD.dtype == dtype
     q_RD = q_RD.contiguous()
+    assert is_real_RL is None or is_real_RL.shape == (num_rows, length)
     mask = None if is_real_RL is None else is_real_RL.contiguous()
     out = torch.empty_like(q_RD)
     kernels, threads = library(), torch.get_num_threads()

@@ -52,11 +52,11 @@ INLINE void *take(struct room *room, int64_t bytes) {
 
 /* What `product` takes at most, of all types. */
 static int64_t product_bytes(const struct matrix *w, int64_t M, int32_t num_threads) {
-    int64_t K = w->num_inputs, most_rows = M < num_threads * ROWS_AT_ONCE ? M : num_threads * ROWS_AT_ONCE;
+    int64_t K = w->num_inputs;
     if (w->group_size)
         return rounded(M * K * (int64_t)sizeof(bfloat16)) + rounded(M * K * (int64_t)sizeof(float)) +
                rounded(M * (K / w->group_size) * (int64_t)sizeof(float));
-    return rounded(most_rows * K * (int64_t)sizeof(float));
+    return rounded(product_memory(M, w->num_outputs, K, num_threads) * (int64_t)sizeof(float));
 }
 
 #define TYPE float

@@ -4,9 +4,12 @@
 
 #include "numbers.h"
 
-#define ROWS_AT_ONCE 96 /* rows of x that a panel is multiplied with before the next: they fit into L2 */
+#define ROWS_AT_ONCE 96 /* rows of x that a panel is multiplied with before the next */
+/* As many inputs of these at once, and of a panel, fit into L2, and a tile's into L1. */
+#define INPUTS_AT_ONCE 1024
 
 /* panel_product.c */
+int64_t product_memory(int64_t M, int64_t N, int64_t K, int32_t num_threads); /* in floats */
 void multiply_float(const float *x, const float *panels, const float *bias, const float *residual,
                     float *out, float *memory, int64_t M, int64_t N, int64_t K, int32_t is_relu,
                     int32_t num_threads);

@@ -4,7 +4,8 @@ Letters in names of shapes: N outputs, K inputs; x is (..., K), y and the residu
 
 On a CPU the product is our own, or oneDNN's, also in float32, where torch itself would ask MKL,
 which does not use all that CPUs of other makers have. Weights that stay in memory are packed once
-into the order in which they are read.
+into the order in which they are read, when they are used for the second time; those that do not
+lie at their homes in it.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class DenseMap:
         if x.numel() >= _PACKED_ROWS * x.shape[-1] and _is_only_ours_fast(self._weight_NK):
             # By the hundreds, outputs stay in the cache between packing and product.
             pieces = self._weight_NK.split(_OUTPUTS_AT_ONCE)
-            return _apply_to_pieces(lambda piece: PanelMatrix([piece]), pieces, x, then)
+            return _apply_to_pieces(lambda piece: PanelMatrix.of([piece]), pieces, x, then)
         product = _onednn_linear if self._is_onednn else functional.linear
         return then.after_bias(product(x, self._weight_NK, then.bias))
 
@@ -99,7 +100,10 @@ class PackedMap:
     def _in_order(self) -> PanelMatrix | _OneDnnMatrix:
         if self._packed is None:
             is_panels = panel_product.fits(self._pieces[0].dtype, self._pieces[0].shape[1])
-            self._packed = PanelMatrix(self._pieces) if is_panels else _OneDnnMatrix(self.dense())
+            if is_panels:
+                self._packed = PanelMatrix.of(self._pieces)
+            else:
+                self._packed = _OneDnnMatrix(self.dense())
             self._pieces = ()
         return self._packed
 
@@ -167,7 +171,7 @@ def can_be_packed(weight_NK: torch.Tensor) -> bool:
 
 
 def describe(dtype: torch.dtype, *, on_gpu: bool) -> str:
-    """What multiplies with weights that stay in memory: 'compiled', 'onednn' or 'torch'."""
+    """What multiplies with weights that are not compressed: 'compiled', 'onednn' or 'torch'."""
     if on_gpu:
         return "torch"
     if panel_product.fits(dtype, 2):

@@ -58,6 +58,14 @@ def function(name: str, parameters: str) -> Callable[..., Any]:
 
 
 @cache
+def count(name: str, parameters: str) -> Callable[..., int]:
+    """As `function`, of a kernel that returns an int64_t."""
+    found = function(name, parameters)
+    found.restype = ctypes.c_int64  # type: ignore[attr-defined]
+    return found
+
+
+@cache
 def checked(name: str, parameters: str) -> Callable[..., Any]:
     """A kernel that takes memory of its own, and returns whether there was none.
 

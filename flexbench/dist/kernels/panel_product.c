@@ -13,9 +13,31 @@
 #include "tile_sizes.h"
 
 int64_t panel_outputs(void) { return PANEL; }
-int64_t rows_at_once(void) { return ROWS_AT_ONCE; }
 int32_t has_bfloat16_product(void) { return MULTIPLIES_BFLOAT16; }
 int32_t has_bfloat16_instructions(void) { return HAS_BFLOAT16; }
+
+INLINE int64_t panels_of(int64_t N) { return (N + PANEL - 1) / PANEL; }
+
+/* Of the inputs, when there are M rows. A single tile reads all weights but once. */
+INLINE int64_t num_parts(int64_t M, int64_t K) {
+    return M <= TILE_ROWS ? 1 : (K + INPUTS_AT_ONCE - 1) / INPUTS_AT_ONCE;
+}
+
+/* Rows that are packed at the same time. */
+INLINE int64_t most_rows(int64_t M, int32_t num_threads) {
+    return M < num_threads * ROWS_AT_ONCE ? M : num_threads * ROWS_AT_ONCE;
+}
+
+/* Room for packed rows and, where inputs are in parts, for their sums. */
+int64_t product_memory(int64_t M, int64_t N, int64_t K, int32_t num_threads) {
+    int64_t sums = num_parts(M, K) > 1 ? panels_of(N) * PANEL : 0;
+    return most_rows(M, num_threads) * (K + sums);
+}
+
+/* Where the panels of a thread begin. */
+INLINE int64_t share_start(int64_t thread, int64_t num_panels) {
+    return thread * num_panels / omp_get_num_threads();
+}
 
 #define TYPE float
 #define STEP 1

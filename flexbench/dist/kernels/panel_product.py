@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 
 from flexbench.dist.kernels.epilogue import NOTHING, Epilogue
-from flexbench.dist.kernels.native import address, function, library
+from flexbench.dist.kernels.native import address, count, function, library
 from flexbench.dist.kernels.panels import InPanels
 
 _NAMES = {torch.float32: "float", torch.bfloat16: "bfloat16"}
@@ -35,33 +35,49 @@ def is_widened(dtype: torch.dtype) -> bool:
     return dtype == torch.bfloat16 and not kernels.has_bfloat16_instructions()
 
 
+def filled_rows(num_rows: int) -> int:
+    """N with the rows that fill up the last panel, which has at most 32. There is a product."""
+    panel = _panel_outputs()
+    return -(-num_rows // panel) * panel
+
+
+def pack(pieces_NK: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Matrices below each other, for which `fits` has to hold, in panels: (filled_rows(N) * K,)."""
+    num_inputs, dtype = pieces_NK[0].shape[1], pieces_NK[0].dtype
+    num_rows = filled_rows(sum(len(piece) for piece in pieces_NK))
+    panels = torch.empty(num_rows * num_inputs, dtype=dtype)
+    put = function(f"pack_{_NAMES[dtype]}", "pplllli")
+    first = 0
+    for piece in pieces_NK:
+        piece = piece if piece.stride(1) == 1 else piece.contiguous()
+        sizes = (first, len(piece), num_inputs, piece.stride(0), torch.get_num_threads())
+        put(*map(address, (piece, panels)), *sizes)
+        first += len(piece)
+    return panels
+
+
+def _panel_outputs() -> int:
+    kernels = library()
+    assert kernels is not None
+    return int(kernels.panel_outputs())
+
+
 class PanelMatrix:
-    """A matrix (N, K) in panels: a few outputs of all inputs, one after the other.
+    """A matrix (N, K) in panels: a few outputs of all inputs, one after the other."""
 
-    It takes as much memory as the matrix, with N filled up to whole panels of at most 32.
-    """
+    def __init__(self, panels: torch.Tensor, shape: tuple[int, ...]) -> None:
+        """`panels` is what `pack` made, on a CPU; `shape` is (N, K)."""
+        self._num_outputs, self._num_inputs = shape
+        self._panel = _panel_outputs()
+        self._count_memory = count("product_memory", "llli")
+        self._panels = panels.view(-1, self._num_inputs * self._panel)
+        self._multiply = function(f"multiply_{_NAMES[panels.dtype]}", "pppppplllii")
 
-    def __init__(self, pieces_NK: Sequence[torch.Tensor]) -> None:
-        """Of matrices below each other, on a CPU, for which `fits` has to hold. They are copied."""
-        kernels = library()
-        assert kernels is not None
-        self._num_inputs, dtype = pieces_NK[0].shape[1], pieces_NK[0].dtype
-        self._num_outputs = sum(len(piece) for piece in pieces_NK)
-        self._panel = int(kernels.panel_outputs())
-        self._rows_at_once = int(kernels.rows_at_once())
-        num_panels = -(-self._num_outputs // self._panel)
-        self._panels = torch.empty(num_panels, self._num_inputs * self._panel, dtype=dtype)
-        pack = function(f"pack_{_NAMES[dtype]}", "pplllli")
-        self._multiply = function(f"multiply_{_NAMES[dtype]}", "pppppplllii")
-        first = 0
-        for piece in pieces_NK:
-            piece = piece if piece.stride(1) == 1 else piece.contiguous()
-            pack(
-                *map(address, (piece, self._panels)),
-                *(first, len(piece), self._num_inputs, piece.stride(0)),
-                torch.get_num_threads(),
-            )
-            first += len(piece)
+    @classmethod
+    def of(cls, pieces_NK: Sequence[torch.Tensor]) -> PanelMatrix:
+        """Of matrices below each other, which are copied."""
+        shape = (sum(len(piece) for piece in pieces_NK), pieces_NK[0].shape[1])
+        return cls(pack(pieces_NK), shape)
 
     def apply(self, x: torch.Tensor, then: Epilogue = NOTHING) -> torch.Tensor:
         """x W^T and what comes then: (..., K) to (..., N), rounded to x's type once."""
@@ -74,10 +90,9 @@ class PanelMatrix:
         )
         out = torch.empty(shape, dtype=dtype)
         num_rows = x.numel() // self._num_inputs
-        rows_at_once = min(num_rows, threads * self._rows_at_once)
-        scratch = torch.empty(rows_at_once * self._num_inputs)  # float32, where they are widened
-        addresses = map(address, (x, self._panels, bias, residual, out, scratch))
         sizes = (num_rows, self._num_outputs, self._num_inputs)
+        scratch = torch.empty(self._count_memory(*sizes, threads))
+        addresses = map(address, (x, self._panels, bias, residual, out, scratch))
         self._multiply(*addresses, *sizes, then.is_relu, threads)
         return out
 
@@ -90,3 +105,7 @@ class PanelMatrix:
         step = _STEPS[self._panels.dtype]
         panels = self._panels.view(len(self._panels), -1, self._panel, step)
         return panels.transpose(1, 2).reshape(-1, self._num_inputs)[: self._num_outputs]
+
+    def rows(self, index: torch.Tensor) -> torch.Tensor:
+        """Some of its rows: `index` of shape (...) gives (..., K). All are unpacked for it."""
+        return self.dense()[index]

@@ -78,13 +78,13 @@ static void OF_TYPE(some_queries)(const TYPE *q, const TYPE *keys, const TYPE *v
         for (int m = 0; m < rows; m++)
             OF_TYPE(put)(q + (first + m) * q_stride + d, packed + d * rows + m * STEP);
     for (int64_t s = 0; s < filled; s += PANEL)
-        OF_TYPE(some_rows)(packed, keys + s * D, scores + s * rows, D, 0, -1, rows);
+        OF_TYPE(some_rows)(packed, keys + s * D, scores + s * rows, D, 0, -1, 0, rows);
     for (int m = 0; m < rows; m++)
         sums[m] = OF_TYPE(weigh)(scores + m * PANEL, apart, packed + m * STEP, rows, first + m + 1,
                                  filled, scale);
     for (int64_t d = 0; d < D; d += PANEL) {
         int64_t count = D - d < PANEL ? D - d : PANEL;
-        OF_TYPE(some_rows)(packed, values + d * most, found, filled, 0, -1, rows);
+        OF_TYPE(some_rows)(packed, values + d * most, found, filled, 0, -1, 0, rows);
         for (int m = 0; m < rows; m++)
             for (int64_t n = 0; n < count; n++)
                 out[(first + m) * out_stride + d + n] =
@@ -93,33 +93,42 @@ static void OF_TYPE(some_queries)(const TYPE *q, const TYPE *keys, const TYPE *v
 }
 
 /* q, k, v: (B, S, H, D), with the elements of a head contiguous and `prompt`, `position` and `head`
- * elements from one to the next in all three; out: (B, S, H, D), contiguous. D is a multiple of
- * STEP. Each thread has `scratch_size` of scratch and `scores_size` of scores: with S and D filled up
- * to whole panels, F and E, that is F (D + E), and TILE_ROWS (F + max(F, D)). */
-void OF_TYPE(attend_prompts)(const TYPE *q, const TYPE *k, const TYPE *v, TYPE *out, TYPE *scratch,
-                             float *scores, int64_t scratch_size, int64_t scores_size, int64_t B,
-                             int64_t S, int64_t H, int64_t D, int64_t prompt, int64_t position,
-                             int64_t head, float scale, int32_t num_threads) {
-    int64_t filled = (S + PANEL - 1) / PANEL * PANEL;
+ * elements from one to the next in all three; out: (B, S, H, D), contiguous. Of each prompt the
+ * first positions are padding, as many as `padding` says, if it is given: nobody looks at them, and
+ * their results are 0. D is a multiple of STEP. Each thread has `scratch_size` of scratch and
+ * `scores_size` of scores: with S and D filled up to whole panels, F and E, that is F (D + E), and
+ * TILE_ROWS (F + max(F, D)). */
+void OF_TYPE(attend_prompts)(const TYPE *q, const TYPE *k, const TYPE *v, const int64_t *padding,
+                             TYPE *out, TYPE *scratch, float *scores, int64_t scratch_size,
+                             int64_t scores_size, int64_t B, int64_t S, int64_t H, int64_t D,
+                             int64_t prompt, int64_t position, int64_t head, float scale,
+                             int32_t num_threads) {
 #pragma omp parallel for schedule(static) collapse(2) num_threads(num_threads)
     for (int64_t b = 0; b < B; b++)
         for (int64_t h = 0; h < H; h++) {
-            int64_t at = b * prompt + h * head;
+            int64_t start = padding ? padding[b] : 0, seen = S - start;
+            int64_t filled = (seen + PANEL - 1) / PANEL * PANEL;
+            int64_t at = b * prompt + start * position + h * head;
+            TYPE *own_out = out + (b * S * H + h) * D;
             TYPE *keys = scratch + omp_get_thread_num() * scratch_size;
             TYPE *values = keys + filled * D;
             float *own = scores + omp_get_thread_num() * scores_size;
             OF_TYPE(inputs) *packed = (OF_TYPE(inputs) *)(own + TILE_ROWS * filled);
-            OF_TYPE(pack_keys)(k + at, keys, S, D, position);
-            OF_TYPE(pack_values)(v + at, values, S, D, filled, position);
-            int64_t tiles = (S + TILE_ROWS - 1) / TILE_ROWS;
-            int64_t after = h + 1 < H ? at + head : b + 1 < B ? (b + 1) * prompt : at;
+            OF_TYPE(pack_keys)(k + at, keys, seen, D, position);
+            OF_TYPE(pack_values)(v + at, values, seen, D, filled, position);
+            for (int64_t s = 0; s < start; s++)
+                memset(own_out + s * H * D, 0, D * sizeof(TYPE));
+            int64_t tiles = (seen + TILE_ROWS - 1) / TILE_ROWS;
+            int64_t next = b + 1 < B ? (b + 1) * prompt + (padding ? padding[b + 1] : 0) * position : at;
+            int64_t after = h + 1 < H ? at + head : next;
             for (int64_t t = 0; t < tiles; t++) {
-                int64_t first = OF_TYPE(tile_start)(t, S), rows = OF_TYPE(tile_start)(t + 1, S) - first;
+                int64_t first = OF_TYPE(tile_start)(t, seen);
+                int64_t rows = OF_TYPE(tile_start)(t + 1, seen) - first;
                 OF_TYPE(ask_for_rows)(q + after, first, rows, D, position);
                 OF_TYPE(ask_for_rows)(k + after, first, rows, D, position);
                 OF_TYPE(ask_for_rows)(v + after, first, rows, D, position);
-                OF_TYPE(some_queries)(q + at, keys, values, out + (b * S * H + h) * D, own, packed,
-                                      first, (int)rows, filled, D, position, H * D, scale);
+                OF_TYPE(some_queries)(q + at, keys, values, own_out + start * H * D, own, packed, first,
+                                      (int)rows, filled, D, position, H * D, scale);
             }
         }
 }

@@ -18,11 +18,15 @@ def fits(dtype: torch.dtype, head_dim: int) -> bool:
 
 
 def prefill_attention(
-    q_BSHD: torch.Tensor, k_BSHD: torch.Tensor, v_BSHD: torch.Tensor
+    q_BSHD: torch.Tensor,
+    k_BSHD: torch.Tensor,
+    v_BSHD: torch.Tensor,
+    num_pad_B: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attention (B, S, H, D) of each position over itself and those before it, scaled by D^-0.5.
 
-    All of one type, for which `fits` has to hold, on a CPU.
+    All of one type, for which `fits` has to hold, on a CPU. The first `num_pad_B` positions, int64,
+    at most S, are padding: nobody looks at them, and their results are 0.
     """
     kernels = library()
     assert kernels is not None
@@ -39,9 +43,11 @@ def prefill_attention(
     out = torch.empty(batch, length, heads, width, dtype=dtype)
     scratch = torch.empty(threads * num_scratch, dtype=dtype)
     scores = torch.empty(threads * num_scores)
-    attend = function(f"attend_prompts_{_NAMES[dtype]}", "pppppplllllllllfi")
+    padding = None if num_pad_B is None else num_pad_B.contiguous()
+    assert padding is None or (padding.dtype == torch.int64 and len(padding) == batch)
+    attend = function(f"attend_prompts_{_NAMES[dtype]}", "ppppppplllllllllfi")
     attend(
-        *map(address, (q_BSHD, k_BSHD, v_BSHD, out, scratch, scores)),
+        *map(address, (q_BSHD, k_BSHD, v_BSHD, padding, out, scratch, scores)),
         *(num_scratch, num_scores),
         *(batch, length, heads, width),
         *q_BSHD.stride()[:3],

@@ -16,16 +16,19 @@ INLINE int64_t OF_TYPE(tile_start)(int64_t t, int64_t rows) {
     return t * rows / ((rows + TILE_ROWS - 1) / TILE_ROWS);
 }
 
-/* Sums (rows, PANEL) of some packed rows and a panel. Where there are `lines`, one after `next` is
+/* Sums (rows, PANEL) of some packed rows and a panel, added to what is there if `is_more`. Where there are `lines`, one after `next` is
  * asked for in each step: while a panel's later rows are computed, the next panel is on its way. Else
  * the panel itself is read from memory, and what is AHEAD is asked for: the processor does so by
  * itself within a page only. */
 INLINE void OF_TYPE(tile)(const OF_TYPE(inputs) *restrict x, const TYPE *restrict w,
                           float *restrict out, int64_t K, const char *next, int64_t lines,
-                          const int rows) {
+                          int32_t is_more, const int rows) {
     lanes sums[TILE_ROWS][2];
-    for (int m = 0; m < rows; m++)
-        sums[m][0] = sums[m][1] = (lanes){0};
+    if (is_more)
+        memcpy(sums, out, sizeof(lanes) * 2 * rows);
+    else
+        for (int m = 0; m < rows; m++)
+            sums[m][0] = sums[m][1] = (lanes){0};
     for (int64_t step = 0; step < K / STEP; step++) {
         const TYPE *weights = w + step * STEP * PANEL;
         if (lines == 0) {
@@ -41,10 +44,10 @@ INLINE void OF_TYPE(tile)(const OF_TYPE(inputs) *restrict x, const TYPE *restric
 
 static __attribute__((unused)) void OF_TYPE(some_rows)(const OF_TYPE(inputs) *x, const TYPE *w,
                                                        float *out, int64_t K, const char *next,
-                                                       int64_t lines, int rows) {
+                                                       int64_t lines, int32_t is_more, int rows) {
 #define CASE(count)                                                                                \
     case count:                                                                                    \
-        OF_TYPE(tile)(x, w, out, K, next, lines, count);                                           \
+        OF_TYPE(tile)(x, w, out, K, next, lines, is_more, count);                                  \
         break;
     switch (rows) { /* what is known beforehand stays in registers */
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)

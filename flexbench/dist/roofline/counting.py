@@ -205,10 +205,12 @@ class _Stage:
             looked_up = tokens * tensor.row_bytes
             moved = tokens * inputs * size
             return Operation(name=spec.name, weight_bytes=looked_up, activation_bytes=moved)
+        is_compressed = self.policy.weight_compression is not None
         return Operation(
             name=spec.name,
             flops=2 * tokens * inputs * outputs,
-            weight_bytes=tensor.num_bytes,
+            # Without what a kernel's panels are filled up with.
+            weight_bytes=tensor.num_bytes if is_compressed else outputs * inputs * size,
             activation_bytes=tokens * (inputs + outputs) * size,
         )
 

@@ -359,6 +359,7 @@ def test_attention_over_the_cache_of_a_layer(
         return (weights @ some_v)[0]
 
     is_real = torch.arange(prompt_len + new)[None] >= torch.tensor(num_pad)[:, None]
+    is_real = is_real.repeat_interleave(heads, dim=0)
     tolerance = {torch.float32: 1e-5, torch.float16: 1e-2, torch.bfloat16: 5e-2}[dtype]
     for home, on_cpu in product((*HOMES.values(), (50, 17), (84, 16)), (False, True)):
         env = ExecutionEnv.create(tmp_path)

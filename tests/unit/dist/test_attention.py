@@ -77,21 +77,37 @@ def test_one_new_position(
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("length", [1, 5, 8, 9, 23, 32, 33, 64, 100])
 @pytest.mark.parametrize("width", [2, 16, 20, 64, 80, 128])
+@pytest.mark.parametrize("is_padded", [False, True])
 def test_a_prompt_over_itself(
-    monkeypatch: pytest.MonkeyPatch, dtype: Any, length: int, width: int, is_compiled: bool
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: Any,
+    length: int,
+    width: int,
+    is_compiled: bool,
+    is_padded: bool,
 ) -> None:
     """By torch in blocks of 8, where it is done in blocks: the last one may be shorter."""
     monkeypatch.setattr(attention, "_QUERY_BLOCK", 8)
     if not is_compiled:
         monkeypatch.setattr(prefill, "fits", lambda *_: False)
-    qkv = random_tensor(2, length, 3, 4, width, dtype=dtype, seed=4)
+    num_pad = torch.tensor([length // 3, 0, length - 1, length]) * is_padded
+    qkv = random_tensor(4, length, 3, 4, width, dtype=dtype, seed=4)
     q, k, v = qkv.unbind(2)
 
-    found = prefill_attention(q, k, v, None)
+    found = prefill_attention(q, k, v, num_pad if is_padded else None)
 
+    is_padding = torch.arange(length) < num_pad[:, None]
+    assert found.isfinite().all()
+    if prefill.fits(dtype, width):
+        assert (found[is_padding] == 0).all()
+        poisoned = qkv.masked_fill(is_padding[..., None, None, None], float("nan")).unbind(2)
+        again = prefill_attention(*poisoned, num_pad if is_padded else None)
+        assert torch.equal(again, found), "nobody looks at padding"
+    found = found.masked_fill(is_padding[..., None, None], 0)
     scores = torch.einsum("bshd,blhd->bhsl", q.double(), k.double()) / width**0.5
     future = torch.ones(length, length, dtype=torch.bool).triu(1)
-    weights = scores.masked_fill(future, float("-inf")).softmax(-1)
+    scores = scores.masked_fill(future | is_padding[:, None, None], float("-inf"))
+    weights = scores.softmax(-1).masked_fill(is_padding[:, None, :, None], 0)
     expected = torch.einsum("bhsl,blhd->bshd", weights, v.double())
     assert found.shape == q.shape
     assert found.dtype == dtype

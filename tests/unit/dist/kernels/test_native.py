@@ -116,7 +116,7 @@ torch.manual_seed(0)
 def affine(*shape):
     weight, bias = torch.randn(*shape) / shape[1] ** 0.5, torch.randn(shape[0])
     weight, bias = weight.to(dtype), bias.to(dtype)
-    panels = PanelMatrix([weight]).in_panels()
+    panels = PanelMatrix.of([weight]).in_panels()
     return Affine(panels, bias), lambda x: x @ weight.double().T + bias.double()
 
 
@@ -135,7 +135,10 @@ for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.04)):
     for rows in (1, 5, 13, 130):
         x = torch.randn(rows, WIDTH).to(dtype)
         weight = torch.randn(50, WIDTH).to(dtype)
-        assert_close(PanelMatrix([weight]).apply(x), x.double() @ weight.double().T)
+        assert_close(PanelMatrix.of([weight]).apply(x), x.double() @ weight.double().T)
+        wide, weight_of_wide = torch.randn(rows, 2050).to(dtype), torch.randn(50, 2050).to(dtype)
+        found = PanelMatrix.of([weight_of_wide]).apply(wide)
+        assert_close(found, wide.double() @ weight_of_wide.double().T)
         config = CompressionConfig(group_size=32)
         if Panels.is_available():
             compressed = FourBitMap(pack(weight, config), (50, WIDTH), config, dtype)
@@ -150,6 +153,12 @@ for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.04)):
     heads = [t.transpose(1, 2).double() for t in (q, k, v)]
     expected = functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2)
     assert_close(prefill_attention(q, k, v), expected)
+    # Of two prompts, the second is shorter, and its first positions are padding.
+    both = [torch.cat([t, t.roll(3, dims=1)]) for t in (q, k, v)]
+    found = prefill_attention(*both, torch.tensor([0, 3]))
+    shorter = [t[:, :, : PAST - 3] for t in heads]
+    last = functional.scaled_dot_product_attention(*shorter, is_causal=True).transpose(1, 2)
+    assert_close(found, torch.cat([expected, torch.cat([0 * expected[:, :3], last], dim=1)]))
     assert_close(decode_attention(q[0, -1], k[0], v[0], None), expected[0, -1])
     (qkv, to_qkv), (out, from_heads) = affine(3 * WIDTH, WIDTH), affine(WIDTH, WIDTH)
     keys, values = torch.randn(2, PAST, 13 * HEADS, WIDTH // HEADS).to(dtype).unbind(0)

@@ -56,29 +56,31 @@ def assert_close(
 def test_products_of_any_size(dtype: torch.dtype, rows: int, outputs: int) -> None:
     weight = random_tensor(outputs, 74, dtype=dtype, seed=1)
     x = random_tensor(rows, 74, dtype=dtype, seed=2)
-    assert_close(PanelMatrix([weight]).apply(x), x, weight)
+    assert_close(PanelMatrix.of([weight]).apply(x), x, weight)
 
 
-@pytest.mark.parametrize("width", [2, 4, 30, 64, 768, 3072])
+@pytest.mark.parametrize("width", [2, 4, 30, 64, 768, 1024, 1026, 2050, 3072])
 def test_any_width(dtype: torch.dtype, width: int) -> None:
+    """Above 1024 inputs are in parts, from 13 rows on; from 385 each thread has rows of its own."""
     weight = random_tensor(40, width, dtype=dtype, seed=1)
-    for rows in (1, 4, 20, 200):
+    for rows in (1, 4, 13, 20, 200, 500):
         x = random_tensor(rows, width, dtype=dtype, seed=rows)
-        assert_close(PanelMatrix([weight]).apply(x), x, weight)
+        assert_close(PanelMatrix.of([weight]).apply(x), x, weight)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("rows", [1, 13, 200, 1000])
-def test_any_number_of_threads(dtype: torch.dtype, rows: int, threads: int) -> None:
-    weight = random_tensor(70, 50, dtype=dtype, seed=1)
-    x = random_tensor(rows, 50, dtype=dtype, seed=2)
+@pytest.mark.parametrize("width", [50, 1100])
+def test_any_number_of_threads(dtype: torch.dtype, rows: int, threads: int, width: int) -> None:
+    weight = random_tensor(70, width, dtype=dtype, seed=1)
+    x = random_tensor(rows, width, dtype=dtype, seed=2)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        y = PanelMatrix([weight]).apply(x)
+        y = PanelMatrix.of([weight]).apply(x)
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(y, PanelMatrix([weight]).apply(x))
+    assert torch.equal(y, PanelMatrix.of([weight]).apply(x))
     assert_close(y, x, weight)
 
 
@@ -87,14 +89,21 @@ def test_any_number_of_threads(dtype: torch.dtype, rows: int, threads: int) -> N
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("is_relu", [False, True])
 @pytest.mark.parametrize("has_residual", [False, True])
+@pytest.mark.parametrize("width", [24, 1100])
 def test_what_comes_after_the_product(
-    dtype: torch.dtype, rows: int, outputs: int, has_bias: bool, is_relu: bool, has_residual: bool
+    dtype: torch.dtype,
+    rows: int,
+    outputs: int,
+    has_bias: bool,
+    is_relu: bool,
+    has_residual: bool,
+    width: int,
 ) -> None:
-    weight = random_tensor(outputs, 24, dtype=dtype, seed=1)
-    x = random_tensor(rows, 24, dtype=dtype, seed=2)
+    weight = random_tensor(outputs, width, dtype=dtype, seed=1)
+    x = random_tensor(rows, width, dtype=dtype, seed=2)
     bias = random_tensor(outputs, dtype=dtype, seed=3) if has_bias else None
     residual = random_tensor(rows, outputs, dtype=dtype, seed=4) if has_residual else None
-    y = PanelMatrix([weight]).apply(x, Epilogue(bias, is_relu, residual))
+    y = PanelMatrix.of([weight]).apply(x, Epilogue(bias, is_relu, residual))
     assert_close(y, x, weight, bias, residual, is_relu=is_relu)
 
 
@@ -102,16 +111,16 @@ def test_pieces_lie_below_each_other(dtype: torch.dtype) -> None:
     """Also where a piece ends within a panel, and where its rows are apart from each other."""
     whole = random_tensor(90, 40, dtype=dtype)
     pieces = [whole[:7, :20], whole[7:8, :20], whole[8:70, :20], whole[70:, :20].contiguous()]
-    matrix = PanelMatrix(pieces)
+    matrix = PanelMatrix.of(pieces)
     weight = whole[:, :20].contiguous()
     assert torch.equal(matrix.dense(), weight)
     x = random_tensor(5, 20, dtype=dtype, seed=1)
-    assert torch.equal(matrix.apply(x), PanelMatrix([weight]).apply(x))
+    assert torch.equal(matrix.apply(x), PanelMatrix.of([weight]).apply(x))
 
 
 def test_pieces_that_lie_the_other_way_round(dtype: torch.dtype) -> None:
     weight = random_tensor(20, 33, dtype=dtype).T
-    assert torch.equal(PanelMatrix([weight]).dense(), weight)
+    assert torch.equal(PanelMatrix.of([weight]).dense(), weight)
 
 
 def test_inputs_that_are_not_contiguous(dtype: torch.dtype) -> None:
@@ -119,13 +128,13 @@ def test_inputs_that_are_not_contiguous(dtype: torch.dtype) -> None:
     x = random_tensor(4, 3, 10, dtype=dtype)[:, -1]
     residual = random_tensor(33, 4, dtype=dtype).T
     bias = random_tensor(33, 2, dtype=dtype)[:, 0]
-    y = PanelMatrix([weight]).apply(x, Epilogue(bias, residual=residual))
+    y = PanelMatrix.of([weight]).apply(x, Epilogue(bias, residual=residual))
     assert_close(y, x, weight, bias, residual)
 
 
 def test_no_rows_at_all(dtype: torch.dtype) -> None:
     weight = random_tensor(33, 10, dtype=dtype)
-    assert PanelMatrix([weight]).apply(torch.empty(0, 10, dtype=dtype)).shape == (0, 33)
+    assert PanelMatrix.of([weight]).apply(torch.empty(0, 10, dtype=dtype)).shape == (0, 33)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -133,7 +142,7 @@ def test_what_is_not_finite_is_not_lost(dtype: torch.dtype, value: float) -> Non
     weight = random_tensor(64, 16, dtype=dtype).abs()
     x = torch.ones(14, 16, dtype=dtype)
     x[3, 5] = value
-    y = PanelMatrix([weight]).apply(x, Epilogue(is_relu=True))
+    y = PanelMatrix.of([weight]).apply(x, Epilogue(is_relu=True))
     expected = torch.full((64,), value, dtype=dtype)
     assert torch.equal(y[3].nan_to_num(), expected.nan_to_num())
     assert y[3].isnan().all() == expected.isnan().all()
