@@ -4,7 +4,7 @@
 
 #include "numbers.h"
 
-#define ROWS_AT_ONCE 96 /* rows of x that a panel is multiplied with before the next */
+#define ROWS_AT_ONCE 128 /* rows of x that a panel is multiplied with before the next */
 /* As many inputs of these at once, and of a panel, fit into L2, and a tile's into L1. */
 #define INPUTS_AT_ONCE 1024
 

@@ -11,7 +11,7 @@ from flexbench.dist.kernels.epilogue import Epilogue  # noqa: E402
 from flexbench.dist.kernels.panel_product import PanelMatrix  # noqa: E402
 
 DTYPES = [torch.float32, torch.bfloat16]
-ROWS = [1, 2, 3, 5, 6, 7, 11, 12, 13, 24, 25, 64, 96, 97, 130, 500]
+ROWS = [1, 2, 3, 5, 6, 7, 11, 12, 13, 24, 25, 64, 96, 97, 128, 129, 500, 600]
 
 
 @pytest.fixture(params=DTYPES, ids=str)
@@ -61,9 +61,9 @@ def test_products_of_any_size(dtype: torch.dtype, rows: int, outputs: int) -> No
 
 @pytest.mark.parametrize("width", [2, 4, 30, 64, 768, 1024, 1026, 2050, 3072])
 def test_any_width(dtype: torch.dtype, width: int) -> None:
-    """Above 1024 inputs are in parts, from 13 rows on; from 385 each thread has rows of its own."""
+    """Above 1024 inputs are in parts, from 13 rows on; from 513 each thread has rows of its own."""
     weight = random_tensor(40, width, dtype=dtype, seed=1)
-    for rows in (1, 4, 13, 20, 200, 500):
+    for rows in (1, 4, 13, 20, 200, 600):
         x = random_tensor(rows, width, dtype=dtype, seed=rows)
         assert_close(PanelMatrix.of([weight]).apply(x), x, weight)
 
