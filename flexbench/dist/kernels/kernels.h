@@ -5,8 +5,8 @@
 #include "numbers.h"
 
 #define ROWS_AT_ONCE 128 /* rows of x that a panel is multiplied with before the next */
-/* As many inputs of these at once, and of a panel, fit into L2, and a tile's into L1. */
-#define INPUTS_AT_ONCE 1024
+/* Of each row's inputs: those of ROWS_AT_ONCE rows and of a panel fit into L2, and a tile's into L1. */
+#define BYTES_AT_ONCE 4096
 
 /* panel_product.c */
 int64_t product_memory(int64_t M, int64_t N, int64_t K, int32_t num_threads); /* in floats */

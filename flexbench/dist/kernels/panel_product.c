@@ -19,8 +19,8 @@ int32_t has_bfloat16_instructions(void) { return HAS_BFLOAT16; }
 INLINE int64_t panels_of(int64_t N) { return (N + PANEL - 1) / PANEL; }
 
 /* Of the inputs, when there are M rows. A single tile reads all weights but once. */
-INLINE int64_t num_parts(int64_t M, int64_t K) {
-    return M <= TILE_ROWS ? 1 : (K + INPUTS_AT_ONCE - 1) / INPUTS_AT_ONCE;
+INLINE int64_t num_parts(int64_t M, int64_t row_bytes) {
+    return M <= TILE_ROWS ? 1 : (row_bytes + BYTES_AT_ONCE - 1) / BYTES_AT_ONCE;
 }
 
 /* Rows that are packed at the same time. */
@@ -28,9 +28,9 @@ INLINE int64_t most_rows(int64_t M, int32_t num_threads) {
     return M < num_threads * ROWS_AT_ONCE ? M : num_threads * ROWS_AT_ONCE;
 }
 
-/* Room for packed rows and, where inputs are in parts, for their sums. */
+/* Room for packed rows and, where inputs are in parts, for their sums; for any type. */
 int64_t product_memory(int64_t M, int64_t N, int64_t K, int32_t num_threads) {
-    int64_t sums = num_parts(M, K) > 1 ? panels_of(N) * PANEL : 0;
+    int64_t sums = num_parts(M, K * (int64_t)sizeof(float)) > 1 ? panels_of(N) * PANEL : 0;
     return most_rows(M, num_threads) * (K + sums);
 }
 

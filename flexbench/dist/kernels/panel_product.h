@@ -65,7 +65,7 @@ static void OF_TYPE(some_panels)(const OF_TYPE(inputs) *x, const TYPE *panels,
                                  const struct epilogue *then, TYPE *out, float *memory, int64_t N,
                                  int64_t K, int64_t begin, int64_t end, int64_t first,
                                  int64_t rows) {
-    int64_t parts = num_parts(rows, K), steps = K / STEP;
+    int64_t parts = num_parts(rows, K * (int64_t)sizeof *x), steps = K / STEP;
     float of_one[ROWS_AT_ONCE * PANEL];
     for (int64_t part = 0; part < parts; part++) {
         int64_t from = part * steps / parts * STEP, to = (part + 1) * steps / parts * STEP;
