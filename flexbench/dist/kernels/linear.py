@@ -87,7 +87,7 @@ class PackedMap:
     def __init__(self, *pieces_NK: torch.Tensor) -> None:
         """Of matrices below each other, for which `can_be_packed` has to hold. They may be kept."""
         self._pieces: tuple[torch.Tensor, ...] = pieces_NK
-        self._packed: PanelMatrix | _OneDnnMatrix | None = None
+        self._packed: PanelMatrix | OneDnnMatrix | None = None
         self._is_used = False
 
     def apply(self, x: torch.Tensor, then: Epilogue = NOTHING) -> torch.Tensor:
@@ -97,13 +97,13 @@ class PackedMap:
             return _apply_to_pieces(DenseMap, self._pieces, x, then)
         return self._in_order().apply(x, then)
 
-    def _in_order(self) -> PanelMatrix | _OneDnnMatrix:
+    def _in_order(self) -> PanelMatrix | OneDnnMatrix:
         if self._packed is None:
             is_panels = panel_product.fits(self._pieces[0].dtype, self._pieces[0].shape[1])
             if is_panels:
                 self._packed = PanelMatrix.of(self._pieces)
             else:
-                self._packed = _OneDnnMatrix(self.dense())
+                self._packed = OneDnnMatrix(self.dense())
             self._pieces = ()
         return self._packed
 
@@ -149,16 +149,19 @@ def _apply_to_pieces(
     return Epilogue(residual=then.residual).after_bias(y)
 
 
-class _OneDnnMatrix:
-    """A matrix in oneDNN's blocks."""
+class OneDnnMatrix:
+    """A matrix (N, K) in oneDNN's blocks, for which `has_onednn` has to hold."""
 
     def __init__(self, weight_NK: torch.Tensor) -> None:
+        """It is copied."""
         self._packed: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight_NK, None)
 
     def apply(self, x: torch.Tensor, then: Epilogue = NOTHING) -> torch.Tensor:
+        """x W^T and what comes then, in x's type: (..., K) to (..., N)."""
         return then.after_bias(_onednn_linear(x, self._packed, then.bias))
 
     def dense(self) -> torch.Tensor:
+        """The matrix itself, unpacked."""
         weight_NK: torch.Tensor = self._packed.to_dense()
         return weight_NK
 
