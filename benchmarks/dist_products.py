@@ -71,9 +71,10 @@ def compare(
     num_copies = max(1, _COPIES_BYTES // weight.nbytes) if num_rows <= _FEW_ROWS else 1
     ours = [PanelMatrix.of([weight]) for _ in range(num_copies)]
     onednn = [OneDnnMatrix(weight) for _ in range(num_copies)]
+    kinds: tuple[Sequence[Product], Sequence[Product]] = (ours, onednn)
     seconds: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats + 1):
-        for kind, matrices in enumerate((ours, onednn)):
+        for kind, matrices in enumerate(kinds):
             taken = timed(partial(multiply, matrices, x)) / num_copies
             if turn > 0:  # the first touches memory and makes ready
                 seconds[kind].append(taken)
