@@ -367,13 +367,14 @@ def test_the_printed_command_fills_the_hole_and_a_client_generates(launched, sta
     server.assert_nothing_left()
 
 
+@pytest.mark.timeout(400)  # speeds are measured twice, which takes a slow machine minutes
 def test_speeds_that_were_measured_are_what_is_predicted(start, wide):
     command = start(
         *COMMAND, wide, *SERVER, "--block-indices", "0:4", "--new-swarm", "--launch",
         "--measure", "--force", "--network", "100Mbit/s",
     )  # fmt: skip
     path = command.folder / "results/server_config.jsonl"
-    command.wait_for(lambda: path.exists() and path.read_text(), "record", 120)
+    command.wait_for(lambda: path.exists() and path.read_text(), "record", 300)
     record = json.loads(path.read_text())
     print(json.dumps(record["comparison"], indent=1))
     measured = record["measured"]
