@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,11 +136,15 @@ class Group:
 
 
 class Turns:
-    """Lets the systems of a group take turns, and keeps what comes of it."""
+    """Lets the systems of a group take turns, and keeps what comes of it.
 
-    def __init__(self, group: Group, logs: Path) -> None:
+    `on_pause` is called again and again on the way, while none of them computes.
+    """
+
+    def __init__(self, group: Group, logs: Path, on_pause: Callable[[], None]) -> None:
         self._group = group
         self._logs = logs
+        self._on_pause = on_pause
         self._failed: set[str] = set()
         self._references: dict[Point, list[list[int]]] = {}
         self.visits: list[Visit] = []
@@ -158,6 +162,7 @@ class Turns:
             for system in self._order(repeat):
                 with self._loaded(system) as worker:
                     for point in self._group.points if worker else ():
+                        self._on_pause()
                         self._visit(worker, point, repeat)
 
     def _take_together(self, num_repeats: int) -> None:
@@ -168,6 +173,7 @@ class Turns:
             }
             for repeat in range(num_repeats):
                 for point in self._group.points:
+                    self._on_pause()
                     for system in self._order(repeat):
                         self._visit(workers[system.name], point, repeat)
 

