@@ -23,9 +23,12 @@ def prefill_attention(
 ) -> torch.Tensor:
     """Causal attention of a prompt over itself; the first `num_pad_B` positions are padding.
 
-    None stands for no padding at all. Returns (B, S, H, D). What it gives for
-    padding is of no use to anyone, but finite.
+    None stands for no padding at all. Queries are those of all positions, or of the last one:
+    returns (B, S, H, D), or (B, 1, H, D). What it gives for padding is of no use to anyone, but
+    finite.
     """
+    if q_BSHD.shape[1] < k_BSHD.shape[1]:
+        return _last_attention(q_BSHD, k_BSHD, v_BSHD, num_pad_B)
     is_on_cpu = q_BSHD.device.type == "cpu"
     if is_on_cpu and prefill.fits(q_BSHD.dtype, q_BSHD.shape[-1]):
         return prefill.prefill_attention(q_BSHD, k_BSHD, v_BSHD, num_pad_B)
@@ -42,6 +45,22 @@ def prefill_attention(
     mask = (is_real & is_past) | is_itself
     out = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask[:, None])
     return out.transpose(1, 2)
+
+
+def _last_attention(
+    q_B1HD: torch.Tensor,
+    k_BSHD: torch.Tensor,
+    v_BSHD: torch.Tensor,
+    num_pad_B: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention of a prompt's last position over all of it: (B, 1, H, D)."""
+    q, k, v = (x.transpose(1, 2) for x in (q_B1HD, k_BSHD, v_BSHD))
+    mask = None
+    if num_pad_B is not None:
+        positions = torch.arange(k.shape[2], device=k.device)
+        # The last one sees itself, even if it is padding: as above.
+        mask = (positions >= num_pad_B[:, None].clamp(max=len(positions) - 1))[:, None, None]
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
 
 
 def _blockwise_attention(

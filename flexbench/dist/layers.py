@@ -27,13 +27,15 @@ class WeightSpec:
     """A weight of a layer: its name there, its shape, and the model's tensors it is made of.
 
     Several `sources` are put below each other: query, key and value are one product. Of a table,
-    rows are looked up; any other matrix is multiplied with.
+    rows are looked up; any other matrix is multiplied with. Of its outputs, the first
+    `num_of_last` are wanted of each prompt's last position only.
     """
 
     name: str
     shape: tuple[int, ...]
     sources: tuple[str, ...]
     is_table: bool = False
+    num_of_last: int = 0
 
     @property
     def is_matrix(self) -> bool:
@@ -81,6 +83,8 @@ DecodeHalf = AttentionHalf | MlpHalf
 class InputEmbed:
     """Token ids (B, S) to hidden states (B, S, h)."""
 
+    gives_last_only = False
+
     def __init__(self, config: OptConfig) -> None:
         self.name = "input embedding"
         self.num_caches = 0
@@ -105,26 +109,32 @@ class InputEmbed:
 
 
 class SelfAttention:
-    """Attention with its projections, layer norm and residual."""
+    """Attention with its projections, layer norm and residual.
+
+    The last one of a model gives each prompt's last position only, (B, 1, h): the next token
+    follows from that, and of all others nothing but keys and values is ever looked at.
+    """
 
     def __init__(self, config: OptConfig, index: int) -> None:
-        self.name = f"attention {index}"
+        self.gives_last_only = _is_last(config, index)
+        self.name = f"{'last ' if self.gives_last_only else ''}attention {index}"
         self.num_caches = 1
         self._config = config
         h = config.hidden_size
+        of_last = h if self.gives_last_only else 0
         prefix = f"decoder.layers.{index}"
         qkv = [f"{prefix}.self_attn.{letter}_proj" for letter in "qkv"]
         self.specs = (
             _spec("attn_norm.weight", (h,), f"{prefix}.self_attn_layer_norm.weight"),
             _spec("attn_norm.bias", (h,), f"{prefix}.self_attn_layer_norm.bias"),
-            _spec("qkv.weight", (3 * h, h), *(f"{name}.weight" for name in qkv)),
+            _matrix("qkv.weight", (3 * h, h), *(f"{name}.weight" for name in qkv), of_last=of_last),
             _spec("qkv.bias", (3 * h,), *(f"{name}.bias" for name in qkv)),
-            _spec("out.weight", (h, h), f"{prefix}.self_attn.out_proj.weight"),
+            _matrix("out.weight", (h, h), f"{prefix}.self_attn.out_proj.weight", of_last=of_last),
             _spec("out.bias", (h,), f"{prefix}.self_attn.out_proj.bias"),
         )
 
     def forward(self, weights: Weights, hidden_BSh: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """Hidden states after attention, of the same shape."""
+        """Hidden states after attention, of the same shape, or of the last position."""
         config = self._config
         batch, positions, _ = hidden_BSh.shape
         x = hidden_BSh
@@ -132,7 +142,9 @@ class SelfAttention:
             x = _layer_norm(weights, "attn_norm", x)
         qkv = weights.linear("qkv.weight", x, bias="qkv.bias")
         q, k, v = qkv.view(batch, positions, 3, config.num_attention_heads, -1).unbind(2)
-        x = attend(q, k, v).reshape(batch, positions, config.hidden_size)
+        if self.gives_last_only:
+            q, hidden_BSh = q[:, -1:], hidden_BSh[:, -1:]
+        x = attend(q, k, v).reshape(hidden_BSh.shape)
         x = weights.linear("out.weight", x, bias="out.bias", residual=hidden_BSh)
         return x if config.do_layer_norm_before else _layer_norm(weights, "attn_norm", x)
 
@@ -153,18 +165,21 @@ class MLP:
     """The feed-forward part with its layer norm and residual."""
 
     def __init__(self, config: OptConfig, index: int) -> None:
-        self.name = f"MLP {index}"
+        is_last = _is_last(config, index)
+        self.name = f"{'last ' if is_last else ''}MLP {index}"
+        self.gives_last_only = is_last
         self.num_caches = 0
         self._is_norm_first = config.do_layer_norm_before
         self._is_relu = config.activation_function == "relu"  # else gelu
         h, f = config.hidden_size, config.ffn_dim
+        h_of_last, f_of_last = (h, f) if is_last else (0, 0)
         prefix = f"decoder.layers.{index}"
         self.specs = (
             _spec("mlp_norm.weight", (h,), f"{prefix}.final_layer_norm.weight"),
             _spec("mlp_norm.bias", (h,), f"{prefix}.final_layer_norm.bias"),
-            _spec("fc1.weight", (f, h), f"{prefix}.fc1.weight"),
+            _matrix("fc1.weight", (f, h), f"{prefix}.fc1.weight", of_last=f_of_last),
             _spec("fc1.bias", (f,), f"{prefix}.fc1.bias"),
-            _spec("fc2.weight", (h, f), f"{prefix}.fc2.weight"),
+            _matrix("fc2.weight", (h, f), f"{prefix}.fc2.weight", of_last=h_of_last),
             _spec("fc2.bias", (h,), f"{prefix}.fc2.bias"),
         )
 
@@ -194,14 +209,15 @@ class TransformerLayer:
     """Attention and MLP, loaded as one."""
 
     def __init__(self, config: OptConfig, index: int) -> None:
-        self.name = f"layer {index}"
-        self.num_caches = 1
         self._attention = SelfAttention(config, index)
         self._mlp = MLP(config, index)
+        self.gives_last_only = self._attention.gives_last_only
+        self.name = f"{'last ' if self.gives_last_only else ''}layer {index}"
+        self.num_caches = 1
         self.specs = self._attention.specs + self._mlp.specs
 
     def forward(self, weights: Weights, hidden_BSh: torch.Tensor, attend: Attend) -> torch.Tensor:
-        """Hidden states after the layer, of the same shape."""
+        """Hidden states after the layer, of the same shape, or of the last position."""
         return self._mlp.forward(weights, self._attention.forward(weights, hidden_BSh, attend))
 
     def compiled(self, weights: Weights) -> list[DecodeHalf] | None:
@@ -213,6 +229,8 @@ class TransformerLayer:
 
 class OutputEmbed:
     """Hidden states (B, S, h) to the logits of each prompt's next token (B, V)."""
+
+    gives_last_only = True
 
     def __init__(self, config: OptConfig) -> None:
         self.name = "output embedding"
@@ -226,8 +244,9 @@ class OutputEmbed:
                 _spec("norm.bias", (h,), "decoder.final_layer_norm.bias"),
             )
         if e != h:
-            self.specs += (_spec("project", (e, h), "decoder.project_out.weight"),)
-        self.specs += (_spec("tokens", (config.vocab_size, e), table),)
+            self.specs += (_matrix("project", (e, h), "decoder.project_out.weight", of_last=e),)
+        shape = (config.vocab_size, e)
+        self.specs += (_matrix("tokens", shape, table, of_last=config.vocab_size),)
         self._has_norm = config.has_final_layer_norm
         self._is_projected = e != h
 
@@ -258,12 +277,28 @@ def layers_of(config: OptConfig, stage: Stage, *, sep_layer: bool) -> list[Layer
     return layers
 
 
+def num_whole(layers: Sequence[Layer]) -> int:
+    """How many layers, from the first on, give all positions of a prompt; the others give the last.
+
+    Some layers of a model in between may be missing.
+    """
+    return next((n for n, layer in enumerate(layers) if layer.gives_last_only), len(layers))
+
+
+def _is_last(config: OptConfig, index: int) -> bool:
+    return index == config.num_hidden_layers - 1
+
+
 def _table(name: str, shape: Sequence[int], source: str) -> WeightSpec:
     return WeightSpec(name, tuple(shape), (source,), is_table=True)
 
 
 def _spec(name: str, shape: Sequence[int], *sources: str) -> WeightSpec:
     return WeightSpec(name, tuple(shape), sources)
+
+
+def _matrix(name: str, shape: tuple[int, int], *sources: str, of_last: int) -> WeightSpec:
+    return WeightSpec(name, shape, sources, num_of_last=of_last)
 
 
 def _norm_of(weights: Weights, name: str, *, is_first: bool) -> Norm | None:

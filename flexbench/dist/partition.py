@@ -49,7 +49,8 @@ def split_layers(
     `layers` is the rule of FlexGen's DistOptLM: as even as possible, the first stages take the
     remainder. `memory` and `time` count the embeddings, too. For `time`, layers compute
     `positions_per_token` positions for each new token: all of a prompt's, of which the output
-    embedding computes the last only; every position counts alike, as where products bound it.
+    embedding computes the last only, and so does the last layer but for its queries, keys and
+    values; every position counts alike, as where products bound it.
     Raises ConfigError for more stages than layers.
     """
     if not 1 <= num_stages <= config.num_hidden_layers:
@@ -84,6 +85,8 @@ def _embedding_loads(
     else:
         # A look-up in the input embedding takes no time; the output embedding is a full product.
         loads[-1] += table / layer / positions_per_token
+        after_qkv = 1 - 3 * config.hidden_size**2 / layer
+        loads[-1] -= after_qkv * (1 - 1 / positions_per_token)
     return loads
 
 

@@ -14,7 +14,7 @@ from flexbench.dist.cache import CacheShape, LayerCache, Segment
 from flexbench.dist.homes import ExecutionEnv
 from flexbench.dist.kernels.decode_layer import Past
 from flexbench.dist.lanes import Lane, Ticket, open_lanes
-from flexbench.dist.layers import Layer
+from flexbench.dist.layers import Layer, num_whole
 from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.policy import Policy
 from flexbench.dist.schedule import Step, Workload
@@ -57,6 +57,7 @@ class Transfers:
         self._is_overlapped = is_overlapped
         self._memory = ReusedMemory()
         self._nothing = torch.empty(0, dtype=torch.uint8)
+        self._num_whole = num_whole(layers)
         self._weight_loads: dict[int, Ticket] = {}
         self._cache_loads: dict[int, Ticket] = {}
         self._hidden_loads: dict[int, Ticket] = {}
@@ -233,7 +234,8 @@ class Transfers:
             assert store.kept is not None
             self._hidden[step.number] = store.kept
             return
-        positions = self._task.prompt_len if step.unit.token == 0 else 1
+        is_whole = step.unit.token == 0 and step.layer <= self._num_whole
+        positions = self._task.prompt_len if is_whole else 1
         shape = (self._policy.gpu_batch_size, positions, self._hidden_size)
         turn = ("hidden", step.number % 2)
         hidden = self._memory.get(turn, shape, self._dtype, self._device)
@@ -245,7 +247,7 @@ class Transfers:
         )
 
     def hidden(self, step: Step) -> torch.Tensor:
-        """The input of the step: (B, S, h)."""
+        """The input of the step: (B, S, h), or (B, 1, h) where only the last position is wanted."""
         return self._hidden[step.number]
 
     def store_hidden(self, step: Step, output: torch.Tensor) -> None:

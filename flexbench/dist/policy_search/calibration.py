@@ -30,6 +30,7 @@ _DECODE_TOKENS = 5
 _LONG_TOKENS = 3
 # Of the prompts of a run's length: batches grow as long as one takes no longer.
 _BATCH_S = 0.6
+# The last layer of a model computes less than others of a prompt, so that both have to be there.
 _LEAST_LAYERS, _MOST_LAYERS = 2, 8
 _LARGE_LAYER_BYTES = 1 << 30
 # Enough of them that the caches of the CPU do not hold their weights from token to token, of which
@@ -37,6 +38,8 @@ _LARGE_LAYER_BYTES = 1 << 30
 _CACHES = 3
 _L3_BYTES = 32 << 20
 _COPY_BYTES = 64 << 20
+# Kinds of layers that look back.
+_WITH_CACHE = {"attention", "last attention", "layer", "last layer"}
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ class Calibration:
     def _num_layers(self) -> int:
         layer_bytes = self.model.layer_parameters() * self.model.dtype_bytes
         if layer_bytes > _LARGE_LAYER_BYTES:
-            return 1  # which takes long enough
+            return min(_LEAST_LAYERS, self.model.num_hidden_layers)  # which take long enough
         if self.config.compress_weight:
             layer_bytes //= 4
         table_bytes = self.model.vocab_size * self.model.embed_dim * self.model.dtype_bytes
@@ -169,7 +172,7 @@ class Calibration:
         further = self.config.prompt_len - self._short_prompt
         if not run.decode_s or further <= 0:
             return layers
-        for kind in {"attention", "layer"} & layers.keys():
+        for kind in _WITH_CACHE & layers.keys():
             more = run.decode_s[kind] - layers[kind].decode.at(size)
             slope = max(0.0, more / (size * further))
             layers[kind] = replace(layers[kind], decode_per_position=slope)

@@ -96,5 +96,5 @@ class Constants:
 
 
 def kind_of(layer: Layer) -> str:
-    """What layers with the same dimensions have in common: 'attention', say."""
+    """What layers that take the same time have in common: 'attention', say, or 'last attention'."""
     return layer.name.rstrip("0123456789 ")

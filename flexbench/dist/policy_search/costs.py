@@ -60,11 +60,15 @@ def _loads(durations: Durations, home: str, past: float | None) -> Iterator[Load
     cache = durations.cache_store(is_prefill=past is None).total
     if past is not None:
         cache += durations.cache_load(past).total
-    hidden = 2 * durations.hidden(is_prefill=past is None).total
+    num_whole = durations.num_whole if past is None else 0
+    hidden = 2 * (
+        num_whole * durations.hidden(is_prefill=True).total
+        + (len(layers) - 1 - num_whole) * durations.hidden(is_prefill=False).total
+    )
     num_caches = sum(layer.has_cache for layer in layers)
     yield Load(kind="weights", home=home, seconds=weights)
     yield Load(kind="cache", home=home, seconds=batches * num_caches * cache)
-    yield Load(kind="activations", home=home, seconds=batches * (len(layers) - 1) * hidden)
+    yield Load(kind="activations", home=home, seconds=batches * hidden)
 
 
 def with_batches(policy: Policy, batch_size: int, num_batches: int) -> Policy:

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 
 from flexbench.dist.cache import CacheShape
-from flexbench.dist.layers import layers_of
+from flexbench.dist.layers import layers_of, num_whole
 from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.partition import Stage
 from flexbench.dist.placement import LayerLayout
@@ -74,6 +74,12 @@ class Durations:
                     has_cache=layer.num_caches > 0,
                 )
         return [works[kind_of(layer)] for layer in layers]
+
+    @cached_property
+    def num_whole(self) -> int:
+        """How many of the layers, from the first on, give all positions of a prompt."""
+        layers = layers_of(self.model, self.stage, sep_layer=self.policy.sep_layer)
+        return min(num_whole(layers), len(layers) - 1)
 
     def _weight(self, layout: LayerLayout) -> Transfer:
         sizes = layout.home_bytes

@@ -66,7 +66,7 @@ class HomeCalibration:
         position_bytes = long_size * self.model.hidden_size * self.model.dtype_bytes
         cache_bytes = 2 * position_bytes * self._stored_share() * probe.num_layers
         past = sum(self.prompt_len + token for token in range(long.num_decoded))
-        hidden_bytes = 2 * position_bytes * self.prompt_len * probe.num_hidden
+        hidden_bytes = 2 * position_bytes * self.prompt_len * probe.num_whole_hidden
         cache_store = _rate(cache_bytes * self.prompt_len, long.busy_s["cache_store"])
         hidden = _rate(hidden_bytes, long.busy_s["hidden"])
         append, step = [], []

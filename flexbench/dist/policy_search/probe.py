@@ -12,7 +12,7 @@ import torch
 
 from flexbench.dist.config import DUMMY_WEIGHT, DebugMode
 from flexbench.dist.homes import ExecutionEnv
-from flexbench.dist.layers import InputEmbed, OutputEmbed
+from flexbench.dist.layers import InputEmbed, OutputEmbed, num_whole
 from flexbench.dist.model import OptLM
 from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.policy import Policy
@@ -138,4 +138,9 @@ class Probe:
     @property
     def num_hidden(self) -> int:
         """How often activations are stored and loaded in one pass of a batch."""
-        return sum(not isinstance(layer, _EMBEDDINGS) for layer in self._lm.layers) + 1
+        return len(self._lm.layers) - 1
+
+    @property
+    def num_whole_hidden(self) -> int:
+        """How often they are those of all positions of a prompt."""
+        return num_whole(self._lm.layers)

@@ -87,6 +87,7 @@ class _Player:
         durations = self.durations
         self.cache_load = durations.cache_load(self.decode_past)
         self.cache_store = {p: durations.cache_store(is_prefill=p) for p in (True, False)}
+        # Of all positions of a prompt, or of one.
         self.hidden = {p: durations.hidden(is_prefill=p) for p in (True, False)}
 
     def play(self) -> UnitTimes:
@@ -134,8 +135,9 @@ class _Player:
     def load_hidden(self, step: Step) -> None:
         if step.layer > 0:
             stored = self.hidden_stores.get(step.batch)
+            is_whole = step.unit.token == 0 and step.layer <= self.durations.num_whole
             self.hidden_loads[step.number] = self.submit(
-                "activations", self.hidden[step.unit.token == 0], after=stored
+                "activations", self.hidden[is_whole], after=stored
             )
 
     def compute(self, step: Step) -> None:
@@ -165,8 +167,8 @@ class _Player:
 
     def store_hidden(self, step: Step) -> None:
         if step.layer < self.workload.num_layers - 1:
-            transfer = self.hidden[step.unit.token == 0]
-            self.hidden_stores[step.batch] = self.submit("activations", transfer)
+            is_whole = step.unit.token == 0 and step.layer < self.durations.num_whole
+            self.hidden_stores[step.batch] = self.submit("activations", self.hidden[is_whole])
 
     # --- time ---
 

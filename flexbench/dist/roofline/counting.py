@@ -2,8 +2,9 @@
 
 What is counted is what no program could leave out while it keeps to the policy:
 
-- matrix products, 2 operations for each multiplication with its addition; of the output embedding
-  those of the last positions only, of a prompt's attention those below the diagonal;
+- matrix products, 2 operations for each multiplication with its addition; of the last layer and the
+  output embedding those for the last positions only, but for keys and values; of a prompt's
+  attention those below the diagonal;
 - bytes that have to come out of memory to be computed with: weights, as they are stored, once for
   each batch that passes through a layer, and keys and values of the past, as they are stored;
 - bytes that are moved between the homes.
@@ -24,7 +25,7 @@ from dataclasses import dataclass, field
 import torch
 
 from flexbench.dist.cache import CacheShape
-from flexbench.dist.layers import Layer, OutputEmbed, WeightSpec, layers_of
+from flexbench.dist.layers import Layer, WeightSpec, layers_of, num_whole
 from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.placement import (
     HomeBytes,
@@ -187,17 +188,14 @@ class _Stage:
         """What one batch takes in all layers."""
         for layer, layout in zip(self.layers, self.layouts, strict=True):
             for spec, tensor in zip(layer.specs, layout.tensors, strict=True):
-                yield self._of_weight(layer, spec, tensor, token)
+                yield self._of_weight(spec, tensor, token)
             if layer.num_caches:
-                yield from self._attention(token)
+                yield from self._attention(token, is_of_last=layer.gives_last_only)
 
-    def _of_weight(
-        self, layer: Layer, spec: WeightSpec, tensor: TensorSpec, token: int
-    ) -> Operation:
+    def _of_weight(self, spec: WeightSpec, tensor: TensorSpec, token: int) -> Operation:
         """A product with a matrix, a look-up in a table, or what a vector is added to."""
         batch, size = self.policy.gpu_batch_size, self.model.dtype_bytes
-        # Logits are wanted of the last position only.
-        tokens = batch * (1 if isinstance(layer, OutputEmbed) else self.positions(token))
+        tokens = batch * self.positions(token)
         if not spec.is_matrix:
             return Operation(name=spec.name, weight_bytes=tensor.num_bytes)
         outputs, inputs = spec.shape
@@ -205,26 +203,31 @@ class _Stage:
             looked_up = tokens * tensor.row_bytes
             moved = tokens * inputs * size
             return Operation(name=spec.name, weight_bytes=looked_up, activation_bytes=moved)
+        of_all = outputs - spec.num_of_last
+        results = tokens * of_all + batch * spec.num_of_last
         is_compressed = self.policy.weight_compression is not None
         return Operation(
             name=spec.name,
-            flops=2 * tokens * inputs * outputs,
+            flops=2 * inputs * results,
             # Without what a kernel's panels are filled up with.
             weight_bytes=tensor.num_bytes if is_compressed else outputs * inputs * size,
-            activation_bytes=tokens * (inputs + outputs) * size,
+            activation_bytes=((tokens if of_all else batch) * inputs + results) * size,
         )
 
-    def _attention(self, token: int) -> Iterator[Operation]:
+    def _attention(self, token: int, *, is_of_last: bool) -> Iterator[Operation]:
         """Attention of one layer; in decoding, of rows here and of rows on the host apart.
 
-        Prefill: the i-th position looks at i, which makes S (S + 1) / 2 pairs, each of 2 D
-        operations for its score and 2 D for its value. Decoding: L scores; L values, or the chosen
-        of the past and the new one.
+        Prefill: the i-th position looks at i, which makes S (S + 1) / 2 pairs, or S where only the
+        last looks, each of 2 D operations for its score and 2 D for its value. Decoding: L scores;
+        L values, or the chosen of the past and the new one.
         """
         heads, size = self.cache.head_dim, self.model.dtype_bytes
-        moved = 4 * self.cache.num_rows * heads * self.positions(token) * size
+        # Queries and results, keys and values.
+        queries = 1 if is_of_last else self.positions(token)
+        moved = 2 * self.cache.num_rows * heads * (queries + self.positions(token)) * size
         if token == 0:
-            pairs = self.prompt_len * (self.prompt_len + 1) // 2
+            all_pairs = self.prompt_len * (self.prompt_len + 1) // 2
+            pairs = self.prompt_len if is_of_last else all_pairs
             flops = 4 * pairs * self.cache.num_rows * heads
             yield Operation(name="attention", flops=flops, activation_bytes=moved)
             return
@@ -287,6 +290,13 @@ class _Stage:
         percent = self.policy.activations
         if percent.gpu == 100:
             return HomeBytes()
-        rows = self.policy.gpu_batch_size * self.positions(token)
         row_bytes = self.model.hidden_size * self.model.dtype_bytes
-        return bytes_of_rows(split_rows(rows, percent), row_bytes) * (len(self.layers) - 1)
+        whole = min(num_whole(self.layers), len(self.layers) - 1)
+        total = HomeBytes()
+        for positions, count in (
+            (self.positions(token), whole),
+            (1, len(self.layers) - 1 - whole),
+        ):
+            rows = split_rows(self.policy.gpu_batch_size * positions, percent)
+            total += bytes_of_rows(rows, row_bytes) * count
+        return total

@@ -121,6 +121,23 @@ def test_a_prompt_over_itself(
         assert torch.allclose(found.double(), expected, atol=4 * rounding(dtype))
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("is_padded", [False, True])
+def test_the_last_position_of_a_prompt_by_itself(dtype: Any, is_padded: bool) -> None:
+    """The same as among all others. A prompt that is nothing but padding gives something finite."""
+    length = 13
+    num_pad = torch.tensor([4, 0, length - 1, length]) if is_padded else None
+    q, k, v = random_tensor(4, length, 3, 4, 16, dtype=dtype, seed=7).unbind(2)
+
+    found = prefill_attention(q[:, -1:], k, v, num_pad)
+
+    assert found.shape == (4, 1, 4, 16)
+    assert found.isfinite().all()
+    of_all = prefill_attention(q, k, v, num_pad)[:, -1:]
+    real = slice(3 if is_padded else 4)
+    assert torch.allclose(found[real], of_all[real], atol=4 * rounding(dtype))
+
+
 def test_a_prompt_whose_heads_lie_otherwise() -> None:
     """Queries, keys and values of other strides, and of heads that are not contiguous."""
     q = random_tensor(2, 5, 3, 16, dtype=torch.float32, seed=1)

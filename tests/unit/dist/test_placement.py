@@ -355,15 +355,18 @@ def test_a_balance_counts_the_embeddings() -> None:
 
 
 def test_a_prompt_needs_the_output_embedding_once() -> None:
-    """5.4 layers' worth of it for one position of those that the layers compute for a token."""
+    """5.4 layers' worth of it for one position of those that the layers compute for a token.
+
+    Of the last layer, three quarters are computed for one position, too.
+    """
     config = get_opt_config("opt-125m")
 
     def layers(positions: float) -> list[int]:
         split = split_layers(config, 2, Balance.TIME, positions_per_token=positions)
         return [len(stage.layers) for stage in split]
 
-    assert layers((128 + 31) / 32) == [7, 5]  # 1.1 layers
-    assert layers(2.0) == [7, 5]  # 2.7: 7 and 7.7
+    assert layers((128 + 31) / 32) == [6, 6]  # 1.1 layers more and 0.6 less: 6 and 6.5
+    assert layers(2.0) == [7, 5]  # 2.7 more and 0.4 less: 7 and 7.3
     assert layers(512.0) == [6, 6]
     assert layers(1.0) == counts(config, 2, Balance.TIME)
 

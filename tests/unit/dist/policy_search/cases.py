@@ -10,7 +10,8 @@ from flexbench.dist.partition import split_layers
 from flexbench.dist.plan import DistPlan, plan_stages
 from flexbench.dist.policy_search.constants import Constants, Curve, HomeTimes, LayerTimes
 
-KINDS = ("input embedding", "attention", "MLP", "layer", "output embedding")
+_INNER = ("attention", "MLP", "layer")
+KINDS = ("input embedding", *_INNER, *(f"last {kind}" for kind in _INNER), "output embedding")
 
 
 def line(start: float, slope: float) -> Curve:

@@ -29,13 +29,17 @@ OUTPUT_BYTES = (2 * H + V * H) * FLOAT
 
 
 def test_a_prefill_by_hand(tmp_path: Path) -> None:
-    work = count_stage(tiny_plan(tmp_path), 0).prefill
+    work = count_stage(tiny_plan(tmp_path, changed={"num_hidden_layers": 2}), 0).prefill
 
     n = B * S
     pairs = S * (S + 1) // 2
-    assert work.flops == 2 * n * ELEMENTS + 2 * B * H * V + R * pairs * 4 * D
+    first = 2 * n * ELEMENTS + R * pairs * 4 * D
+    # Of the last layer, all keys and values, but all else for the last position of each prompt.
+    keys_values = 2 * H * H
+    last = 2 * n * keys_values + 2 * B * (ELEMENTS - keys_values) + R * S * 4 * D
+    assert work.flops == first + last + 2 * B * H * V
     looked_up = n * (H + H) * FLOAT
-    assert work.weight_bytes == LAYER_BYTES + OUTPUT_BYTES + looked_up
+    assert work.weight_bytes == 2 * LAYER_BYTES + OUTPUT_BYTES + looked_up
     assert work.cache_bytes == 0
 
 
