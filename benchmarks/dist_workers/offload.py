@@ -142,12 +142,15 @@ def with_flexbench(request: dict[str, Any]) -> None:
     largest = max(weights.load_bytes for weights in model._weights)
     buffers = [aligned_empty(largest, torch.device("cpu")).zero_() for _ in range(2)]
 
-    def read() -> None:
+    def read() -> dict[str, Any]:
         """The loads alone."""
+        begun_at, ends = time.perf_counter(), []
         for _ in range(request["gen_len"]):
             for number, weights in enumerate(model._weights):
                 if weights.load_bytes:
                     weights.load(buffers[number % 2][: weights.load_bytes])
+            ends.append(time.perf_counter() - begun_at)
+        return {"token_ends_s": ends}
 
     work = {"total": generate, "disk": read, "compute": compute}
     for _ in range(request["repeats"]):
