@@ -1,4 +1,4 @@
-"""What no program could beat at a point: the roofline of `flexbench dist --roofline`, by itself.
+"""The roofline of a point, as `flexbench dist --roofline` has it, by itself.
 
 Ceilings are measured in this process while those that are compared are frozen, again and again, and
 the best of each is kept: others on the host can only lower them. What a point takes at least is

@@ -12,9 +12,9 @@ prefill; what the whole call takes longer is the decoding. The ratio at the end 
 the repeats, of flexbench's tokens/s by those of the best peer in the same precision; int8 is shown
 beside. In float32, how many tokens are those that transformers chose is told as well.
 
-The last two lines say what nobody could beat: memory read and matrices multiplied at the highest
-speeds that this machine was seen to have between the turns, and nothing else to do. Those tokens/s
-by the best peer's are the highest ratio that any program could have.
+The last two lines say what bounds it: memory read and matrices multiplied at the highest speeds
+that we saw on this machine between the turns, and nothing else to do. By the best peer's tokens/s,
+that is the ratio that a program without any loss would have.
 
 Peers are installed into environments of their own where they are missing; models are written once.
 
@@ -36,9 +36,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from benchmarks.dist_bounds import Bounds, Floor, floor_of
 from benchmarks.dist_peers import (
     DEFAULT_ENVIRONMENTS,
     FLEXBENCH,
@@ -50,12 +49,15 @@ from benchmarks.dist_peers import (
 )
 from benchmarks.dist_turns import Group, Point, Turns, Visit, tell
 
+if TYPE_CHECKING:
+    from benchmarks.dist_bounds import Bounds, Floor
+
 MODELS = ("opt-125m", "opt-1.3b")
 DTYPES = ("float32", "bfloat16")
 POINTS = ("1x128+32", "4x128+32", "16x128+32", "64x128+32", "4x512+32")
 GOAL = 1.3
 
-Floors = dict[tuple[str, str], dict[Point, Floor]]
+Floors = dict[tuple[str, str], "dict[Point, Floor]"]
 """By the model's name and the precision."""
 
 
@@ -79,7 +81,7 @@ def median_rate(visits: Sequence[Visit]) -> float:
 def best_peer(visits: Sequence[Visit]) -> list[Visit]:
     """Those of the best peer, among visits at one point in one precision.
 
-    None: no peer was there.
+    Empty: no peer was there.
     """
     peers: dict[str, list[Visit]] = {}
     for visit in visits:
@@ -136,6 +138,8 @@ def find_groups(args: argparse.Namespace) -> Iterator[Group]:
 
 def find_floors(group: Group, bounds: Bounds) -> Floors:
     """Of all points of a group; none, where no system was there to pause."""
+    from benchmarks.dist_bounds import floor_of
+
     ceilings, folder = bounds.ceilings, group.folder
     if ceilings is None:
         return {}
@@ -203,7 +207,7 @@ def _rows(
 def _floor_rows(
     visits: Sequence[Visit], dtype: str, floors: dict[Point, Floor], points: Sequence[Point]
 ) -> Iterator[list[str]]:
-    """What nobody could beat, and how much more that is than the best peer's."""
+    """The roofline of each point, and how much more that is than the best peer's."""
     if not floors:
         return
     cells, ratios = [], []
@@ -232,7 +236,7 @@ def _cell(visits: Sequence[Visit]) -> str:
 def to_json(
     visits: Sequence[Visit], versions: dict[str, dict[str, str]], floors: Floors, args: Any
 ) -> dict[str, Any]:
-    """Versions, the machine, every visit, and what nobody could beat."""
+    """Versions, the machine, every visit, and the rooflines."""
     return {
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions,
@@ -294,6 +298,9 @@ def make_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     """Measure, and print."""
+    # It needs torch, of which the rest of this file does without.
+    from benchmarks.dist_bounds import Bounds
+
     args = make_parser().parse_args()
     args.environments = args.environments.expanduser().absolute()
     args.folder = (args.folder or args.environments / "models").expanduser().absolute()

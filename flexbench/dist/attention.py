@@ -27,7 +27,7 @@ def prefill_attention(
     returns (B, S, H, D), or (B, 1, H, D). What it gives for padding is of no use to anyone, but
     finite.
     """
-    if q_BSHD.shape[1] < k_BSHD.shape[1]:
+    if q_BSHD.shape[1] == 1 < k_BSHD.shape[1]:
         return _last_attention(q_BSHD, k_BSHD, v_BSHD, num_pad_B)
     is_on_cpu = q_BSHD.device.type == "cpu"
     if is_on_cpu and prefill.fits(q_BSHD.dtype, q_BSHD.shape[-1]):

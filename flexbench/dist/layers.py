@@ -277,12 +277,14 @@ def layers_of(config: OptConfig, stage: Stage, *, sep_layer: bool) -> list[Layer
     return layers
 
 
-def num_whole(layers: Sequence[Layer]) -> int:
-    """How many layers, from the first on, give all positions of a prompt; the others give the last.
+def num_whole_stored(layers: Sequence[Layer]) -> int:
+    """How many layers, from the first on, have all positions of a prompt stored behind them.
 
-    Some layers of a model in between may be missing.
+    Behind others it is the last position, and behind the last one, nothing. Layers may be a part of
+    a model's, with a gap.
     """
-    return next((n for n, layer in enumerate(layers) if layer.gives_last_only), len(layers))
+    stored = layers[:-1]
+    return next((n for n, layer in enumerate(stored) if layer.gives_last_only), len(stored))
 
 
 def _is_last(config: OptConfig, index: int) -> bool:

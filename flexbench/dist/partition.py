@@ -63,7 +63,7 @@ def split_layers(
         whole, remainder = divmod(config.num_hidden_layers, num_stages)
         counts = [whole + (rank < remainder) for rank in range(num_stages)]
     else:
-        counts = _level(config, _embedding_loads(config, num_stages, balance, positions_per_token))
+        counts = _level(config, _extra_loads(config, num_stages, balance, positions_per_token))
     starts = [sum(counts[:rank]) for rank in range(num_stages)]
     return [
         Stage(rank, num_stages, range(start, start + count))
@@ -71,10 +71,13 @@ def split_layers(
     ]
 
 
-def _embedding_loads(
+def _extra_loads(
     config: OptConfig, num_stages: int, balance: Balance, positions_per_token: float
 ) -> list[float]:
-    """What the embeddings weigh on each stage, in transformer layers."""
+    """What each stage has beside equal layers, in transformer layers.
+
+    That is its embeddings, less what the last layer need not compute.
+    """
     layer = config.layer_parameters()
     table = config.vocab_size * config.embed_dim
     positions = (config.max_position_embeddings + POSITION_OFFSET) * config.hidden_size

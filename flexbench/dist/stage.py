@@ -40,7 +40,7 @@ def open_stage(plan: DistPlan, launch: Launch, watch: PeerWatch) -> Iterator[Exe
     env = ExecutionEnv.create(plan.config.offload_dir, local_rank=launch.local_rank)
     if env.has_gpu:
         torch.cuda.set_device(env.gpu.device)
-    with open_process_group(watch, launch, backend=plan.backend), _memory_errors():
+    with open_process_group(watch, launch, backend=plan.backend), memory_errors():
         yield env
 
 
@@ -87,7 +87,7 @@ def fingerprint(plan: DistPlan) -> str:
 
 
 @contextmanager
-def _memory_errors() -> Iterator[None]:
+def memory_errors() -> Iterator[None]:
     """Torch has no error of its own for a CPU without memory."""
     try:
         yield

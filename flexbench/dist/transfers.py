@@ -14,7 +14,7 @@ from flexbench.dist.cache import CacheShape, LayerCache, Segment
 from flexbench.dist.homes import ExecutionEnv
 from flexbench.dist.kernels.decode_layer import Past
 from flexbench.dist.lanes import Lane, Ticket, open_lanes
-from flexbench.dist.layers import Layer, num_whole
+from flexbench.dist.layers import Layer, num_whole_stored
 from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.policy import Policy
 from flexbench.dist.schedule import Step, Workload
@@ -57,7 +57,7 @@ class Transfers:
         self._is_overlapped = is_overlapped
         self._memory = ReusedMemory()
         self._nothing = torch.empty(0, dtype=torch.uint8)
-        self._num_whole = num_whole(layers)
+        self._num_whole = num_whole_stored(layers)
         self._weight_loads: dict[int, Ticket] = {}
         self._cache_loads: dict[int, Ticket] = {}
         self._hidden_loads: dict[int, Ticket] = {}

@@ -60,7 +60,7 @@ def _loads(durations: Durations, home: str, past: float | None) -> Iterator[Load
     cache = durations.cache_store(is_prefill=past is None).total
     if past is not None:
         cache += durations.cache_load(past).total
-    num_whole = durations.num_whole if past is None else 0
+    num_whole = durations.num_whole_stored if past is None else 0
     hidden = 2 * (
         num_whole * durations.hidden(is_prefill=True).total
         + (len(layers) - 1 - num_whole) * durations.hidden(is_prefill=False).total

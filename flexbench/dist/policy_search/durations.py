@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 
 from flexbench.dist.cache import CacheShape
-from flexbench.dist.layers import layers_of, num_whole
+from flexbench.dist.layers import layers_of, num_whole_stored
 from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.partition import Stage
 from flexbench.dist.placement import LayerLayout
@@ -76,10 +76,10 @@ class Durations:
         return [works[kind_of(layer)] for layer in layers]
 
     @cached_property
-    def num_whole(self) -> int:
-        """How many of the layers, from the first on, give all positions of a prompt."""
+    def num_whole_stored(self) -> int:
+        """As the function of that name has it."""
         layers = layers_of(self.model, self.stage, sep_layer=self.policy.sep_layer)
-        return min(num_whole(layers), len(layers) - 1)
+        return num_whole_stored(layers)
 
     def _weight(self, layout: LayerLayout) -> Transfer:
         sizes = layout.home_bytes

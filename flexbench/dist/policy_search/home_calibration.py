@@ -76,7 +76,9 @@ class HomeCalibration:
             stored = run.busy_s["cache_store"] - share * cache_bytes / cache_store
             append.append((size, stored / max(1, (run.num_decoded - 1) * probe.num_layers)))
             kept = run.busy_s["hidden"] - share * hidden_bytes / self.prompt_len / hidden
-            step.append((size, kept / max(1, run.num_decoded * probe.num_hidden)))
+            # Of the prompt, too, some were those of one position.
+            single = probe.num_hidden - probe.num_whole_hidden
+            step.append((size, kept / max(1, run.num_decoded * probe.num_hidden + single)))
         return DataTimes(
             cache_load=_rate(cache_bytes * past, long.busy_s["cache_load"]),
             cache_store=cache_store,
@@ -136,8 +138,8 @@ class HomeCalibration:
         )
 
     def _num_layers(self) -> int:
-        """As many as have the bytes that are to be moved; of large models one."""
-        return max(1, min(_NUM_LAYERS, _PROBED_BYTES // self._layer_bytes()))
+        """As many as have the bytes that are to be moved, and one that is not the last."""
+        return max(2, min(_NUM_LAYERS, _PROBED_BYTES // self._layer_bytes()))
 
     def _percent(self) -> float:
         return min(100.0, max(_LEAST_PERCENT, 100 * _PROBED_BYTES / self._layer_bytes()))

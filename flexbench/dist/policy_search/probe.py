@@ -12,7 +12,7 @@ import torch
 
 from flexbench.dist.config import DUMMY_WEIGHT, DebugMode
 from flexbench.dist.homes import ExecutionEnv
-from flexbench.dist.layers import InputEmbed, OutputEmbed, num_whole
+from flexbench.dist.layers import InputEmbed, OutputEmbed, num_whole_stored
 from flexbench.dist.model import OptLM
 from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.policy import Policy
@@ -143,4 +143,4 @@ class Probe:
     @property
     def num_whole_hidden(self) -> int:
         """How often they are those of all positions of a prompt."""
-        return num_whole(self._lm.layers)
+        return num_whole_stored(self._lm.layers)

@@ -135,7 +135,7 @@ class _Player:
     def load_hidden(self, step: Step) -> None:
         if step.layer > 0:
             stored = self.hidden_stores.get(step.batch)
-            is_whole = step.unit.token == 0 and step.layer <= self.durations.num_whole
+            is_whole = step.unit.token == 0 and step.layer <= self.durations.num_whole_stored
             self.hidden_loads[step.number] = self.submit(
                 "activations", self.hidden[is_whole], after=stored
             )
@@ -167,7 +167,7 @@ class _Player:
 
     def store_hidden(self, step: Step) -> None:
         if step.layer < self.workload.num_layers - 1:
-            is_whole = step.unit.token == 0 and step.layer < self.durations.num_whole
+            is_whole = step.unit.token == 0 and step.layer < self.durations.num_whole_stored
             self.hidden_stores[step.batch] = self.submit("activations", self.hidden[is_whole])
 
     # --- time ---

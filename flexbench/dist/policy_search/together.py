@@ -21,7 +21,7 @@ from flexbench.dist.policy_search.constants import Constants
 from flexbench.dist.policy_search.memory import Limits, find_limits, with_policy
 from flexbench.dist.policy_search.request import PolicyRequest
 from flexbench.dist.policy_search.search import batch_sizes, choose
-from flexbench.dist.stage import fingerprint
+from flexbench.dist.stage import fingerprint, memory_errors
 from flexbench.ranks.clocks import host_id
 from flexbench.ranks.group import Group, open_ranks
 from flexbench.ranks.launch import Launch
@@ -103,7 +103,7 @@ def _measure(
         batches=batch_sizes(plan, request),
         homes=_homes(plan, request, limits),
     )
-    with progress.phase("Measuring layers", total=calibration.num_parts) as phase:
+    with progress.phase("Measuring layers", total=calibration.num_parts) as phase, memory_errors():
         return calibration.measure(phase.advance)
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 import torch
 
 from flexbench.dist.cache import CacheShape
-from flexbench.dist.layers import Layer, WeightSpec, layers_of, num_whole
+from flexbench.dist.layers import Layer, WeightSpec, layers_of, num_whole_stored
 from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.placement import (
     HomeBytes,
@@ -291,7 +291,7 @@ class _Stage:
         if percent.gpu == 100:
             return HomeBytes()
         row_bytes = self.model.hidden_size * self.model.dtype_bytes
-        whole = min(num_whole(self.layers), len(self.layers) - 1)
+        whole = num_whole_stored(self.layers)
         total = HomeBytes()
         for positions, count in (
             (self.positions(token), whole),

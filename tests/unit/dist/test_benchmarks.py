@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 pytest.importorskip("psutil", reason="the benchmark needs psutil")
 pytest.importorskip("numpy", reason="the benchmark needs numpy")
 
+from benchmarks.dist_offload import Result, ratios_by_token
 from benchmarks.dist_peers import (
     SYSTEMS,
     ModelFolder,
@@ -141,9 +143,26 @@ def test_the_floor_of_a_point_is_what_reading_and_multiplying_take() -> None:
     matrices = 12 * 12 * 768 * 768 + 50272 * 768
     assert floor.step_s == pytest.approx(matrices * 4 / 1e9, rel=0.01)
     assert floor.tokens_per_s == pytest.approx(3 / (floor.first_s + 2 * floor.step_s))
-    # Nothing is faster than computing: 2 operations a weight and position.
+    # Many are bound by computing: 11 layers and the last one's keys and values, and attention.
+    ceilings = replace(ceilings, memory_bytes_per_s=1e12)
     many = floor_of(Point(64, 512, 2), "facebook/opt-125m", "float32", ceilings)
-    assert many.first_s > 2 * 12 * 12 * 768 * 768 * 64 * 512 / 1e12 * 0.9
+    products = 2 * (11 * 12 + 2) * 768 * 768 * 64 * 512
+    attention = 11 * 4 * 768 * 64 * 512 * 513 / 2
+    assert many.first_s == pytest.approx((products + attention) / 1e12, rel=0.02)
+
+
+def test_overlap_by_token_is_what_each_token_could_hide() -> None:
+    # A prompt that computes for 5 s and reads for 1, and a token the other way round.
+    assert ratios_by_token([[5.5, 5.5]], [[1.0, 5.0]], [[5.0, 1.0]]) == [pytest.approx(1.1)]
+    result = Result(
+        request=None,  # type: ignore[arg-type]
+        lines=[
+            {"mode": "disk", "token_ends_s": [1.0, 3.0, 3.5]},
+            {"mode": "total", "token_ends_s": [9.0]},
+        ],
+        peak_bytes=0,
+    )
+    assert result.token_seconds("disk") == [[1.0, 2.0, 0.5]]
 
 
 def test_median_rate() -> None:

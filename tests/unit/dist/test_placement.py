@@ -320,8 +320,10 @@ def test_stages_are_contiguous_and_have_all_layers(
     assert [stage.is_last for stage in split] == [False] * (stages - 1) + [True]
 
 
-def heaviest(config: OptConfig, layers: list[int], balance: Balance) -> float:
-    """The most of what a balance is about that any stage has."""
+def heaviest(
+    config: OptConfig, layers: list[int], balance: Balance, positions: float = 1.0
+) -> float:
+    """The most of what a balance is about that any stage has, of `positions` for a new token."""
     h, f = config.hidden_size, config.ffn_dim
     # Multiplications of a token, and parameters: matrices, and for memory biases and norms.
     layer = 4 * h * h + 2 * h * f
@@ -330,9 +332,11 @@ def heaviest(config: OptConfig, layers: list[int], balance: Balance) -> float:
     if balance is Balance.MEMORY:
         layer += 9 * h + f
         first = head + (config.max_position_embeddings + 2) * h
-    loads = [count * layer for count in layers]
+    loads = [count * layer * positions for count in layers]
     loads[0] += first
     loads[-1] += head
+    if balance is Balance.TIME:  # of the last layer, queries, keys and values only
+        loads[-1] -= (positions - 1) * (layer - 3 * h * h)
     return max(loads)
 
 
@@ -344,6 +348,12 @@ def test_a_balance_is_at_least_as_good_as_the_even_split(size: str, balance: Bal
         chosen = heaviest(config, counts(config, stages, balance), balance)
         # Biases and norms, which this measure of time leaves out, are less than a thousandth.
         assert chosen <= heaviest(config, counts(config, stages), balance) * 1.001
+        if balance is Balance.TIME:
+            for positions in (1.5, 5.0, 50.0):
+                split = split_layers(config, stages, balance, positions_per_token=positions)
+                chosen = heaviest(config, [len(s.layers) for s in split], balance, positions)
+                even = heaviest(config, counts(config, stages), balance, positions)
+                assert chosen <= even * 1.001
 
 
 def test_a_balance_counts_the_embeddings() -> None:

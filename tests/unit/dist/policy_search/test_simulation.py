@@ -9,6 +9,8 @@ import pytest
 pytest.importorskip("torch", reason="plans are reckoned with torch's types")
 
 from flexbench.dist.plan import plan_stages
+from flexbench.dist.policy_search.constants import Curve, LayerTimes
+from flexbench.dist.policy_search.costs import pass_costs
 from flexbench.dist.policy_search.durations import Durations
 from flexbench.dist.policy_search.memory import with_policy
 from flexbench.dist.policy_search.prediction import predict
@@ -59,6 +61,40 @@ def test_without_overlap_both_add_up():
     times, durations = units(ON_DISK, constants, overlap=False)
     loads = sum(layer.weight.total for layer in durations.layers)
     assert times.decode_s == pytest.approx(NUM_LAYERS * 1e-2 + loads)
+
+
+def test_behind_the_last_layer_activations_are_of_one_position():
+    """Of 9 times that they are stored and loaded, 7 are of a whole prompt in the prefill."""
+    disk = replace(cases.home(1e6), hidden_step_s=Curve(((1, 2e-3),)))
+    constants = cases.constants(layer_s=1e-2, homes={"disk": disk})
+    times, durations = units((100, 0, 100, 0, 0, 0), constants, overlap=False)
+    whole = 16 * 128 * 4 / 1e6
+    moved = {"prefill": 7 * 2 * whole + 2 * 2e-3, "decode": 9 * 2e-3}
+    assert times.prefill_s == pytest.approx(NUM_LAYERS * 1e-2 + moved["prefill"])
+    assert times.decode_s == pytest.approx(NUM_LAYERS * 1e-2 + moved["decode"])
+
+    plan = with_policy(cases.plan(overlap=False), (100, 0, 100, 0, 0, 0), 1, 1)
+    costs = pass_costs(plan, durations.policy, durations.stage, constants)
+    for cost, phase in zip(costs, moved, strict=True):
+        loads = [load.seconds for load in cost.loads if load.kind == "activations"]
+        assert loads == [pytest.approx(moved[phase])]
+
+
+def test_a_stage_without_the_last_layer_moves_whole_activations_only():
+    disk = replace(cases.home(1e6), hidden_step_s=Curve(((1, 2e-3),)))
+    constants = cases.constants(layer_s=1e-2, homes={"disk": disk})
+    times, _ = units((100, 0, 100, 0, 0, 0), constants, overlap=False, num_stages=2)
+    # The input embedding, and attention and MLP of two layers.
+    assert times.prefill_s == pytest.approx(5 * 1e-2 + 4 * 2 * 16 * 128 * 4 / 1e6)
+
+
+def test_the_last_layer_has_times_of_its_own():
+    constants = cases.constants(layer_s=1e-2)
+    quick = LayerTimes(prefill=Curve(((1, 1e-3),)), decode=Curve(((1, 1e-2),)))
+    kinds = dict.fromkeys(("last attention", "last MLP"), quick)
+    times, _ = units((100, 0, 100, 0, 100, 0), replace(constants, layers=constants.layers | kinds))
+    assert times.prefill_s == pytest.approx((NUM_LAYERS - 2) * 1e-2 + 2 * 1e-3)
+    assert times.decode_s == pytest.approx(NUM_LAYERS * 1e-2)
 
 
 def test_several_batches_share_the_loads_of_a_layer():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,8 @@ def counted(work: StageWork) -> Counter[str]:
         {},
         {"percent": (0, 100, 0, 100, 0, 100)},
         {"percent": (0, 0, 0, 0, 0, 0)},
+        {"percent": (0, 0, 0, 0, 0, 0), "sep_layer": False},
+        {"percent": (100, 0, 100, 0, 0, 100), "changed": {"num_hidden_layers": 1}},
         {"percent": (30, 30, 25, 50, 40, 30), "num_gpu_batches": 2},
         {"percent": (30, 30, 25, 50, 100, 0), "sep_layer": False, "overlap": False},
         {"percent": (100, 0, 25, 50, 100, 0), "cpu_cache_compute": True},
@@ -184,7 +187,7 @@ def counted(work: StageWork) -> Counter[str]:
 def test_the_engine_moves_what_is_counted(
     options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = tiny_plan(tmp_path / "model", changed={"num_hidden_layers": 2}, **options)
+    plan = tiny_plan(tmp_path / "model", **{"changed": {"num_hidden_layers": 2}, **options})
     env = ExecutionEnv.create(tmp_path)
     model = OptLM(plan.model, env, plan.weights_path, plan.policy)
     try:
@@ -195,3 +198,50 @@ def test_the_engine_moves_what_is_counted(
         model.close()
 
     assert +moved.bytes == +counted(count_stage(plan, 0))
+
+
+@pytest.mark.parametrize(("rank", "num_layers"), [(0, 4), (1, 1)])
+def test_activations_behind_the_last_layer_are_of_one_position(
+    rank: int, num_layers: int, tmp_path: Path
+) -> None:
+    """Four layers and the embedding before them, and a stage that has nothing but the last layer."""
+    plan = tiny_plan(
+        tmp_path,
+        num_stages=2,
+        changed={"num_hidden_layers": 5},
+        percent=(100, 0, 100, 0, 0, 100),
+        gen_len=1,
+        num_inner_iterations=1,
+        sep_layer=False,
+        balance="layers",
+    )
+    stages = [replace(plan.stages[0].stage, rank=0, layers=range(4))]
+    stages.append(replace(plan.stages[1].stage, rank=1, layers=range(4, 5)))
+    plan = replace(
+        plan,
+        stages=tuple(
+            replace(old, stage=stage) for old, stage in zip(plan.stages, stages, strict=True)
+        ),
+    )
+
+    stored = count_stage(plan, rank).hidden_store
+
+    row_bytes = H * FLOAT
+    # Behind the input embedding and each layer but a stage's last; or behind the last layer alone.
+    expected = num_layers * B * S * row_bytes if rank == 0 else B * row_bytes
+    assert stored.cpu == stored.total == expected
+
+
+def test_a_debug_mode_leaves_the_last_layer_out(tmp_path: Path) -> None:
+    """Then all positions reach the output embedding, which has to get them from where they are."""
+    plan = tiny_plan(
+        tmp_path / "model", changed={"num_hidden_layers": 12}, percent=(100, 0, 100, 0, 0, 100)
+    )
+    env = ExecutionEnv.create(tmp_path)
+    model = OptLM(plan.model, env, plan.weights_path, plan.policy)
+    try:
+        prompts = np.full((plan.num_prompts, plan.config.prompt_len), 5)
+        model.generate(prompts, max_new_tokens=3, debug_mode="fewer_batch")
+        assert 0 < len(model.projected_layers) < len(model.layers)
+    finally:
+        model.close()
