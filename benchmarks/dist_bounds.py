@@ -1,13 +1,15 @@
 """The roofline of a point, as `flexbench dist --roofline` has it, by itself.
 
-Ceilings are measured in this process while those that are compared are frozen, again and again, and
-the best of each is kept: others on the host can only lower them. What a point takes at least is
-counted as `--roofline` counts it, for a model that lies in memory as a whole.
+Ceilings are measured in this process while those that are compared are frozen, again and again:
+others on the host lower them for minutes, and what was measured meanwhile with them. So what
+something took stands beside the better of the ceilings right before and right after it. What a
+point takes at least is counted as `--roofline` counts it, for a model that lies in memory whole.
 """
 
 from __future__ import annotations
 
 import tempfile
+import time
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +35,9 @@ class Floor:
     """Of all later tokens."""
 
     @property
-    def tokens_per_s(self) -> float:
-        """The most that there can be: all new tokens by the whole time."""
-        return self.point.new_tokens / (self.first_s + self.decode_s)
+    def total_s(self) -> float:
+        """Of the whole call."""
+        return self.first_s + self.decode_s
 
     @property
     def step_s(self) -> float:
@@ -43,23 +45,39 @@ class Floor:
         return self.decode_s / (self.point.gen_len - 1)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Ceilings, and when they were measured, in seconds since the epoch."""
+
+    began_at: float
+    ended_at: float
+    ceilings: Ceilings
+
+
 class Bounds:
-    """The ceilings of this machine's CPU in one precision: the best of what was measured."""
+    """The ceilings of this machine's CPU in one precision, as they were from time to time."""
 
     def __init__(self, dtype: str, num_threads: int) -> None:
         self._dtype, self._num_threads = dtype, num_threads
-        self.ceilings: Ceilings | None = None
-        """None: nothing was measured yet."""
+        self.samples: list[Sample] = []
+        """In the order of their times."""
 
     def measure(self) -> None:
         """Takes about a second and 256 MiB; all threads compute meanwhile."""
         before = torch.get_num_threads()
         torch.set_num_threads(self._num_threads)
+        began_at = time.time()
         try:
             found = _measure(getattr(torch, self._dtype))
         finally:
             torch.set_num_threads(before)
-        self.ceilings = found if self.ceilings is None else found.better_of(self.ceilings)
+        self.samples.append(Sample(began_at=began_at, ended_at=time.time(), ceilings=found))
+
+    def around(self, began_at: float, ended_at: float) -> Ceilings:
+        """The better of the last ones before and the first ones after; both were measured."""
+        before = [each for each in self.samples if each.ended_at <= began_at][-1]
+        after = next(each for each in self.samples if each.began_at >= ended_at)
+        return before.ceilings.better_of(after.ceilings)
 
 
 def _measure(dtype: torch.dtype) -> Ceilings:

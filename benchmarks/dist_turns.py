@@ -82,6 +82,9 @@ class Visit:
     """A call for all of them."""
     others: float
     """The share of the machine's CPU time that was spent outside of the system meanwhile."""
+    began_at: float
+    """Seconds since the epoch, as the next."""
+    ended_at: float
     same_tokens: float | None = None
     """The share of tokens that are those of transformers."""
 
@@ -138,7 +141,7 @@ class Group:
 class Turns:
     """Lets the systems of a group take turns, and keeps what comes of it.
 
-    `on_pause` is called again and again on the way, while none of them computes.
+    `on_pause` is called before and after every visit, while none of them computes.
     """
 
     def __init__(self, group: Group, logs: Path, on_pause: Callable[[], None]) -> None:
@@ -161,8 +164,10 @@ class Turns:
         for repeat in range(num_repeats):
             for system in self._order(repeat):
                 with self._loaded(system) as worker:
-                    for point in self._group.points if worker else ():
-                        self._on_pause()
+                    if worker is None:
+                        continue
+                    self._on_pause()
+                    for point in self._group.points:
                         self._visit(worker, point, repeat)
 
     def _take_together(self, num_repeats: int) -> None:
@@ -171,9 +176,9 @@ class Turns:
                 system.name: stack.enter_context(self._loaded(system))
                 for system in self._group.systems
             }
+            self._on_pause()
             for repeat in range(num_repeats):
                 for point in self._group.points:
-                    self._on_pause()
                     for system in self._order(repeat):
                         self._visit(workers[system.name], point, repeat)
 
@@ -212,7 +217,10 @@ class Turns:
         tell(f"{self._about} {system.name} is left out: {error}")
 
     def _visit(self, worker: Worker | None, point: Point, repeat: int) -> None:
-        """Kept is the try in which the machine did least else, not the quickest one."""
+        """Kept is the try in which the machine did least else, not the quickest one.
+
+        The pause after it is the one before the next.
+        """
         if worker is None or worker.system.name in self._failed:
             return
         worker.thaw()
@@ -225,6 +233,7 @@ class Turns:
             return
         finally:
             worker.freeze()
+        self._on_pause()
         visit = min(tries, key=lambda each: each.others)
         self.visits.append(visit)
         tell(
@@ -235,16 +244,16 @@ class Turns:
     def _timed(self, worker: Worker, point: Point, repeat: int) -> Visit:
         name, dtype = worker.system.name, worker.system.dtype or self._group.folder.dtype
         prompts = point.prompts(self._group.config.vocab_size)
-        everyone_s, own_s, began_at = busy_s(), worker.cpu_s(), time.perf_counter()
+        everyone_s, own_s, began_at = busy_s(), worker.cpu_s(), time.time()
         first_s = worker.generate(prompts, 1)["seconds"]
         if first_s < _LONG_S:
             worker.generate(prompts, point.gen_len)
-            everyone_s, own_s, began_at = busy_s(), worker.cpu_s(), time.perf_counter()
+            everyone_s, own_s, began_at = busy_s(), worker.cpu_s(), time.time()
             first_s = worker.generate(prompts, 1)["seconds"]
         whole = worker.generate(prompts, point.gen_len)
         tokens, total_s = whole["tokens"], whole["seconds"]
         others_s = busy_s() - everyone_s - (worker.cpu_s() - own_s)
-        wall_s = time.perf_counter() - began_at
+        ended_at = time.time()
         shape = (point.batch_size, point.gen_len)
         if np.shape(tokens) != shape:
             raise SystemFailedError(f"{np.shape(tokens)} new tokens, not {shape}")
@@ -259,7 +268,9 @@ class Turns:
             repeat=repeat,
             first_s=first_s,
             total_s=total_s,
-            others=max(0.0, others_s / wall_s / psutil.cpu_count()),
+            others=max(0.0, others_s / (ended_at - began_at) / psutil.cpu_count()),
+            began_at=began_at,
+            ended_at=ended_at,
             same_tokens=None if reference is None else share_of_same(tokens, reference),
         )
 

@@ -12,9 +12,11 @@ prefill; what the whole call takes longer is the decoding. The ratio at the end 
 the repeats, of flexbench's tokens/s by those of the best peer in the same precision; int8 is shown
 beside. In float32, how many tokens are those that transformers chose is told as well.
 
-The last two lines say what bounds it: memory read and matrices multiplied at the highest speeds
-that we saw on this machine between the turns, and nothing else to do. By the best peer's tokens/s,
-that is the ratio that a program without any loss would have.
+The last lines say what bounds it. A roofline is the time with memory read and matrices multiplied
+at the highest speeds that were seen on this machine right before and after the turn, and nothing
+else to do. Shown is its share of what flexbench and the best peer took, and the ratio to that peer
+that a program without any loss would have had in the peer's minutes. (A share can be above 100 %:
+on a shared host, memory may be faster within a turn than around it.)
 
 Peers are installed into environments of their own where they are missing; models are written once.
 
@@ -57,8 +59,8 @@ DTYPES = ("float32", "bfloat16")
 POINTS = ("1x128+32", "4x128+32", "16x128+32", "64x128+32", "4x512+32")
 GOAL = 1.3
 
-Floors = dict[tuple[str, str], "dict[Point, Floor]"]
-"""By the model's name and the precision."""
+Floors = dict[Visit, "Floor"]
+"""What each visit would have taken at the ceilings around it; of systems that are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,17 +138,21 @@ def find_groups(args: argparse.Namespace) -> Iterator[Group]:
             )
 
 
-def find_floors(group: Group, bounds: Bounds) -> Floors:
-    """Of all points of a group; none, where no system was there to pause."""
+def find_floors(turns: Turns, group: Group, bounds: Bounds) -> Floors:
+    """Of all visits in the group's precision."""
     from benchmarks.dist_bounds import floor_of
 
-    ceilings, folder = bounds.ceilings, group.folder
-    if ceilings is None:
-        return {}
-    of_points = {
-        point: floor_of(point, str(folder.path), folder.dtype, ceilings) for point in group.points
+    folder = group.folder
+    return {
+        visit: floor_of(
+            visit.point,
+            str(folder.path),
+            visit.dtype,
+            bounds.around(visit.began_at, visit.ended_at),
+        )
+        for visit in turns.visits
+        if visit.dtype == folder.dtype
     }
-    return {(folder.name, folder.dtype): of_points}
 
 
 # --- what is shown ---
@@ -171,7 +177,7 @@ def show(
         for dtype in dict.fromkeys(visit.dtype for visit in of_model):
             for row in _rows(of_model, dtype, versions, args.points):
                 table.add_row(*row)
-            for row in _floor_rows(of_model, dtype, floors.get((model, dtype), {}), args.points):
+            for row in _floor_rows(of_model, dtype, floors, args.points):
                 table.add_row(*row)
             table.add_section()
         console.print(table)
@@ -205,20 +211,34 @@ def _rows(
 
 
 def _floor_rows(
-    visits: Sequence[Visit], dtype: str, floors: dict[Point, Floor], points: Sequence[Point]
+    visits: Sequence[Visit], dtype: str, floors: Floors, points: Sequence[Point]
 ) -> Iterator[list[str]]:
-    """The roofline of each point, and how much more that is than the best peer's."""
-    if not floors:
+    """How near each point came to its roofline, and how far that is from the best peer."""
+    here = [visit for visit in visits if visit.dtype == dtype and visit in floors]
+    if not here:
         return
-    cells, ratios = [], []
-    for point in points:
-        floor = floors[point]
-        cells.append(f"{floor.tokens_per_s:,.1f} ({floor.first_s:.3f}, {floor.step_s:.4f})")
-        here = [visit for visit in visits if (visit.dtype, visit.point) == (dtype, point)]
-        found = best_peer(here)
-        ratios.append(f"{floor.tokens_per_s / median_rate(found):.2f}" if found else "-")
-    yield [f"at this machine's ceilings, {dtype}", *cells]
-    yield ["the ceilings / best peer", *ratios]
+    best = [best_peer([visit for visit in here if visit.point == point]) for point in points]
+    mine = [_of(here, FLEXBENCH, point) for point in points]
+    yield ["flexbench, of the roofline", *(_share_cell(each, floors) for each in mine)]
+    yield ["best peer, of the roofline", *(_share_cell(each, floors) for each in best)]
+    told = [f"{most_ratio(each, floors):.2f}" if each else "-" for each in best]
+    yield ["the roofline / best peer", *told]
+
+
+def _share_cell(visits: Sequence[Visit], floors: Floors) -> str:
+    """Of the whole; in parentheses of the first tokens and of the later ones."""
+    if not visits:
+        return "-"
+    pairs = [(visit, floors[visit]) for visit in visits]
+    whole = statistics.median(floor.total_s / visit.total_s for visit, floor in pairs)
+    first = statistics.median(floor.first_s / visit.first_s for visit, floor in pairs)
+    step = statistics.median(floor.step_s / visit.step_s for visit, floor in pairs)
+    return f"{whole:.0%} ({first:.0%}, {step:.0%})"
+
+
+def most_ratio(visits: Sequence[Visit], floors: Floors) -> float:
+    """Times as many tokens/s as these visits had, for a program without any loss: the median."""
+    return statistics.median(visit.total_s / floors[visit].total_s for visit in visits)
 
 
 def _of(visits: Sequence[Visit], system: str, point: Point) -> list[Visit]:
@@ -236,7 +256,7 @@ def _cell(visits: Sequence[Visit]) -> str:
 def to_json(
     visits: Sequence[Visit], versions: dict[str, dict[str, str]], floors: Floors, args: Any
 ) -> dict[str, Any]:
-    """Versions, the machine, every visit, and the rooflines."""
+    """Versions, the machine, and every visit with its roofline."""
     return {
         "written_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions,
@@ -248,17 +268,19 @@ def to_json(
         },
         "num_threads": args.threads,
         "visits": [
-            asdict(visit) | {"point": str(visit.point), "tokens_per_s": visit.tokens_per_s}
+            asdict(visit)
+            | {"point": str(visit.point), "tokens_per_s": visit.tokens_per_s}
+            | _floor_fields(floors.get(visit))
             for visit in visits
         ],
-        "floors": [
-            asdict(floor)
-            | {"model": model, "dtype": dtype, "point": str(point)}
-            | {"tokens_per_s": floor.tokens_per_s}
-            for (model, dtype), of_points in floors.items()
-            for point, floor in of_points.items()
-        ],
     }
+
+
+def _floor_fields(floor: Floor | None) -> dict[str, float]:
+    """In seconds; none of a system that has a precision of its own."""
+    if floor is None:
+        return {}
+    return {"floor_first_s": floor.first_s, "floor_decode_s": floor.decode_s}
 
 
 def cpu_name() -> str:
@@ -314,7 +336,7 @@ def main() -> None:
             turns = Turns(group, Path(logs), on_pause=bounds.measure)
             turns.take(args.repeats)
             visits += turns.visits
-            floors |= find_floors(group, bounds)
+            floors |= find_floors(turns, group, bounds)
             versions |= turns.versions
             if args.json is not None:  # after every group: the whole takes long
                 args.json.write_text(

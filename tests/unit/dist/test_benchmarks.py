@@ -24,9 +24,9 @@ from benchmarks.dist_peers import (
 )
 from benchmarks.dist_pipeline import Figures, Pair
 from benchmarks.dist_turns import Point, Visit, share_of_same
-from benchmarks.dist_vs_peers import best_peer, compare, median_rate
+from benchmarks.dist_vs_peers import best_peer, compare, median_rate, most_ratio
 from flexbench.dist.opt_config import get_opt_config
-from flexbench.dist.roofline.ceilings import Ceilings
+from tests.unit.dist.roofline.machines import ceilings
 
 GIB = 2**30
 POINT = Point(4, 128, 32)
@@ -34,7 +34,7 @@ POINT = Point(4, 128, 32)
 
 def visit(system: str, repeat: int, total_s: float, **more: Any) -> Visit:
     values = {"model": "opt-125m", "dtype": "bfloat16", "point": POINT, "first_s": 0.1, **more}
-    values = {"others": 0.0, **values}
+    values = {"others": 0.0, "began_at": 0.0, "ended_at": total_s, **values}
     return Visit(system=system, repeat=repeat, total_s=total_s, **values)
 
 
@@ -128,27 +128,50 @@ def test_the_floor_of_a_point_is_what_reading_and_multiplying_take() -> None:
     pytest.importorskip("torch", reason="the floor counts the engine's work")
     from benchmarks.dist_bounds import floor_of
 
-    ceilings = Ceilings(
-        num_threads=1,
-        device="cpu",
-        dtype="float32",
-        memory_bytes_per_s=1e9,
-        host_memory_bytes_per_s=1e9,
-        matmul_flops_per_s=1e12,
-        host_to_device_bytes_per_s=1e9,
-        device_to_host_bytes_per_s=1e9,
-    )
-    floor = floor_of(Point(1, 8, 3), "facebook/opt-125m", "float32", ceilings)
+    slow = ceilings(memory_bytes_per_s=1e9, matmul_flops_per_s=1e12)
+    floor = floor_of(Point(1, 8, 3), "facebook/opt-125m", "float32", slow)
     # So few rows are bound by memory: all weights for each token, and some keys and values.
     matrices = 12 * 12 * 768 * 768 + 50272 * 768
     assert floor.step_s == pytest.approx(matrices * 4 / 1e9, rel=0.01)
-    assert floor.tokens_per_s == pytest.approx(3 / (floor.first_s + 2 * floor.step_s))
+    assert floor.total_s == pytest.approx(floor.first_s + 2 * floor.step_s)
     # Many are bound by computing: 11 layers and the last one's keys and values, and attention.
-    ceilings = replace(ceilings, memory_bytes_per_s=1e12)
-    many = floor_of(Point(64, 512, 2), "facebook/opt-125m", "float32", ceilings)
+    wide = replace(slow, memory_bytes_per_s=1e12)
+    many = floor_of(Point(64, 512, 2), "facebook/opt-125m", "float32", wide)
     products = 2 * (11 * 12 + 2) * 768 * 768 * 64 * 512
     attention = 11 * 4 * 768 * 64 * 512 * 513 / 2
     assert many.first_s == pytest.approx((products + attention) / 1e12, rel=0.02)
+
+
+def test_ceilings_are_those_right_before_and_right_after() -> None:
+    pytest.importorskip("torch", reason="ceilings are measured with torch")
+    from benchmarks.dist_bounds import Bounds, Sample
+
+    bounds = Bounds("float32", num_threads=1)
+    # A machine that was fast early on, and after the turn multiplied faster but read no faster.
+    speeds = [(9.0, 9.0), (2.0, 1.0), (1.0, 3.0), (8.0, 8.0)]
+    bounds.samples = [
+        Sample(
+            began_at=10.0 * number,
+            ended_at=10.0 * number + 1,
+            ceilings=ceilings(memory_bytes_per_s=read, matmul_flops_per_s=multiplied),
+        )
+        for number, (read, multiplied) in enumerate(speeds)
+    ]
+    found = bounds.around(11.0, 19.5)
+    assert (found.memory_bytes_per_s, found.matmul_flops_per_s) == (2.0, 3.0)
+
+
+def test_what_a_program_without_loss_would_have_is_of_the_same_minutes() -> None:
+    pytest.importorskip("torch", reason="the floor counts the engine's work")
+    from benchmarks.dist_bounds import Floor
+
+    # In the second turn the machine was half as fast, and so was its roofline; then a bad turn.
+    vllm = visits("vllm-cpu", 2.0, 4.0, 9.0)
+    floors = {
+        each: Floor(point=POINT, first_s=0.5, decode_s=decode_s)
+        for each, decode_s in zip(vllm, (0.5, 1.5, 1.5), strict=True)
+    }
+    assert most_ratio(vllm, floors) == pytest.approx(2.0)
 
 
 def test_overlap_by_token_is_what_each_token_could_hide() -> None:

@@ -20,20 +20,10 @@ from flexbench.dist.roofline.counting import count_stage
 from flexbench.dist.roofline.floors import compute_floor
 from flexbench.dist.roofline.lines import Line, StageRoofline, roofline_figures
 from flexbench.dist.roofline.table import ceilings_text, roofline_table
+from tests.unit.dist.roofline.machines import ceilings
 from tests.unit.dist.roofline.plans import tiny_plan
 
-CEILINGS = Ceilings(
-    num_threads=2,
-    device="cpu",
-    dtype="float32",
-    memory_bytes_per_s=1e6,
-    host_memory_bytes_per_s=1e6,
-    matmul_flops_per_s=1e6,
-    host_to_device_bytes_per_s=5e5,
-    device_to_host_bytes_per_s=5e5,
-    disk_read_bytes_per_s=2e5,
-    disk_write_bytes_per_s=1e5,
-)
+CEILINGS = ceilings(disk_read_bytes_per_s=2e5, disk_write_bytes_per_s=1e5)
 
 
 def reports(plan: DistPlan, ceilings: Ceilings | None) -> list[StageReport]:

@@ -9,7 +9,6 @@ import pytest
 pytest.importorskip("torch", reason="what is counted knows torch's types")
 
 from flexbench.dist.placement import HomeBytes
-from flexbench.dist.roofline.ceilings import Ceilings
 from flexbench.dist.roofline.counting import Operation, StageWork, Work
 from flexbench.dist.roofline.floors import (
     Bound,
@@ -19,9 +18,9 @@ from flexbench.dist.roofline.floors import (
     load_floor,
     store_floor,
 )
+from tests.unit.dist.roofline.machines import ceilings
 
-CEILINGS = Ceilings(
-    num_threads=2,
+CEILINGS = ceilings(
     device="cuda",
     dtype="float16",
     memory_bytes_per_s=100.0,

@@ -13,8 +13,8 @@ import torch
 
 from flexbench.dist.homes import ExecutionEnv
 from flexbench.dist.roofline import measuring
-from flexbench.dist.roofline.ceilings import Ceilings
 from flexbench.dist.roofline.measuring import NUM_PARTS, measure_ceilings
+from tests.unit.dist.roofline.machines import ceilings
 
 
 @pytest.fixture
@@ -74,17 +74,7 @@ def test_slow_tries_do_not_lower_a_ceiling(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_better_of_two_is_taken_one_by_one() -> None:
-    before = Ceilings(
-        num_threads=2,
-        device="cpu",
-        dtype="float32",
-        memory_bytes_per_s=3.0,
-        host_memory_bytes_per_s=3.0,
-        matmul_flops_per_s=10.0,
-        host_to_device_bytes_per_s=1.0,
-        device_to_host_bytes_per_s=1.0,
-        disk_read_bytes_per_s=7.0,
-    )
+    before = ceilings(memory_bytes_per_s=3.0, matmul_flops_per_s=10.0, disk_read_bytes_per_s=7.0)
     after = replace(
         before, memory_bytes_per_s=5.0, matmul_flops_per_s=9.0, disk_read_bytes_per_s=6.0
     )
