@@ -4,7 +4,9 @@ overlap: `--percent 0 0 100 0 100 0`. One process does the whole run, all its re
 computing, and all its computing without the reads, in turns; the figure is the median of
 total / max(reads, computing). The goal is at most 1.1. Where prompts take longer to compute than to
 read weights for, and later tokens the other way round, that is out of reach with room for two
-layers: "by token" is the median of total / sum over tokens of max(reads, computing).
+layers: "by token" is the median of total / sum over tokens of max(reads, computing). And where both
+use the same cores and memory, either is slower beside the other: "at once" is the time of both side
+by side, with nothing that waits for anything, which is what the machine can do.
 
 accelerate: both systems within the same memory, by default half of what the weights take. Batch
 sizes are tuned for each: short runs of each candidate tell what it would give, and how much memory
@@ -162,29 +164,30 @@ def measure_overlap(base: Request, batch_sizes: Sequence[int]) -> None:
     """Print total, reads and computing for each batch size."""
     print(f"\nOverlap: {base.prompt_len} + {base.gen_len} tokens, seconds (medians)")
     print(
-        f"{'prompts':>8}{'total':>9}{'reads':>9}{'computing':>11}{'ratio':>8}{'by token':>10}"
-        f"{'GB/s':>8}  how read"
+        f"{'prompts':>8}{'total':>9}{'reads':>9}{'computing':>11}{'at once':>9}{'ratio':>8}"
+        f"{'by token':>10}{'of both at once':>17}{'GB/s':>8}  how read"
     )
     for batch_size in batch_sizes:
         request = replace(
             base,
             num_prompts=batch_size,
             gpu_batch_size=batch_size,
-            modes=("total", "disk", "compute"),
+            modes=("total", "disk", "compute", "at once"),
         )
         result = work(request, Path(sys.executable))
         if result is None:
             continue
-        total, disk, compute = (result.seconds(mode) for mode in request.modes)
+        total, disk, compute, at_once = times = [result.seconds(mode) for mode in request.modes]
         ratios = [t / max(d, c) for t, d, c in zip(total, disk, compute, strict=True)]
-        by_token = ratios_by_token(*(result.token_seconds(mode) for mode in request.modes))
+        by_token = ratios_by_token(*(result.token_seconds(mode) for mode in request.modes[:3]))
+        of_both = [t / both for t, both in zip(total, at_once, strict=True)]
         whole = next(line for line in result.lines if line["mode"] == "total")
-        medians = [statistics.median(times) for times in (total, disk, compute)]
+        medians = [statistics.median(of_mode) for of_mode in times]
         rate = whole["read_bytes"] / medians[0] / 1e9
         print(
-            f"{batch_size:8}{medians[0]:9.2f}{medians[1]:9.2f}{medians[2]:11.2f}"
+            f"{batch_size:8}{medians[0]:9.2f}{medians[1]:9.2f}{medians[2]:11.2f}{medians[3]:9.2f}"
             f"{statistics.median(ratios):8.2f}{statistics.median(by_token):10.2f}"
-            f"{rate:8.2f}  {whole['access']}, "
+            f"{statistics.median(of_both):17.2f}{rate:8.2f}  {whole['access']}, "
             f"{whole['read_bytes'] / 1e9:.2f} GB from disk",
             flush=True,
         )

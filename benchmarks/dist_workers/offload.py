@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -104,7 +105,7 @@ def with_accelerate(request: dict[str, Any]) -> None:
 
 
 def with_flexbench(request: dict[str, Any]) -> None:
-    """OptLM, with loads and computing overlapped, and each by itself."""
+    """OptLM, with loads and computing overlapped, each by itself, and side by side."""
     from flexbench.dist import ExecutionEnv, OptLM
     from flexbench.dist.config import DistConfig
     from flexbench.dist.homes import aligned_empty
@@ -141,6 +142,7 @@ def with_flexbench(request: dict[str, Any]) -> None:
 
     largest = max(weights.load_bytes for weights in model._weights)
     buffers = [aligned_empty(largest, torch.device("cpu")).zero_() for _ in range(2)]
+    load = LayerWeights.load
 
     def read() -> dict[str, Any]:
         """The loads alone."""
@@ -148,11 +150,18 @@ def with_flexbench(request: dict[str, Any]) -> None:
         for _ in range(request["gen_len"]):
             for number, weights in enumerate(model._weights):
                 if weights.load_bytes:
-                    weights.load(buffers[number % 2][: weights.load_bytes])
+                    load(weights, buffers[number % 2][: weights.load_bytes])
             ends.append(time.perf_counter() - begun_at)
         return {"token_ends_s": ends}
 
-    work = {"total": generate, "disk": read, "compute": compute}
+    def at_once() -> dict[str, Any]:
+        """Both, and neither waits for the other."""
+        with ThreadPoolExecutor(1) as reader:
+            reads = reader.submit(read)
+            compute()
+            return reads.result()
+
+    work = {"total": generate, "disk": read, "compute": compute, "at once": at_once}
     for _ in range(request["repeats"]):
         for mode in request["modes"]:
             timed(mode, work[mode])
