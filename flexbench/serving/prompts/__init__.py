@@ -16,6 +16,6 @@ def open_prompts(config: PromptConfig, *, series: int = 0) -> PromptSource:
     answered one point of a run knows no prompt of the next. Raises ConfigError, InputFileError or
     MissingDependencyError.
     """
-    from flexbench.serving.prompts.source import source_of
+    from flexbench.serving.prompts.opening import source_of
 
     return source_of(config, series)

@@ -242,7 +242,7 @@ def test_no_character_is_cut_in_the_middle(tmp_path):
 
 
 def test_a_file_that_is_read_in_part_may_end_within_a_character(tmp_path, monkeypatch):
-    monkeypatch.setattr("flexbench.serving.prompts.source.MAX_TEXT_BYTES", 6)
+    monkeypatch.setattr("flexbench.serving.prompts.opening.MAX_TEXT_BYTES", 6)
     path = tmp_path / "unicode.txt"
     path.write_text("abc de\u20ac und so weiter".replace(" ", ""))  # the sign has bytes 5 to 7
     request = open_prompts(replace(CONFIG, prompt_text_source=str(path), prompt_length=30)).request(
