@@ -8,6 +8,8 @@ every round. Disks and shared machines change within minutes, so each round meas
 constants anew, and what it runs is compared with what these predict. Medians are printed: measured
 with predicted throughput, and the chosen policy's with the best of the grid. Policies that do not
 fit into the limit are left out. Goals: predictions within 15 %, the choice within 10 % of the best.
+Beside each figure stand what the disk and a matrix product gave right before it, and in the first
+row right after the search: where these differ, no prediction can hold.
 Nothing but `flexbench[dist]` is needed, and about a minute a round.
 """
 
@@ -20,18 +22,22 @@ from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 
+import torch
 from rich.console import Console
 from rich.table import Table
 
 from flexbench.core.progress import Progress, show_progress
 from flexbench.dist.benchmark import run_benchmark
 from flexbench.dist.config import DistConfig
+from flexbench.dist.homes import ExecutionEnv
 from flexbench.dist.plan import DistPlan, make_plan
 from flexbench.dist.policy_search.constants import Constants
 from flexbench.dist.policy_search.memory import find_limits, with_policy
 from flexbench.dist.policy_search.prediction import predict
 from flexbench.dist.policy_search.request import PolicyRequest
 from flexbench.dist.policy_search.together import search_policy
+from flexbench.dist.roofline.ceilings import Ceilings
+from flexbench.dist.roofline.measuring import measure_ceilings
 from flexbench.ranks.launch import Launch, detect_launch
 
 # Weights, cache and activations, on gpu and cpu each; the rest is on disk.
@@ -43,6 +49,7 @@ PLACEMENTS = {
     "half of both on disk": (50, 0, 50, 0, 100, 0),
 }
 BATCHES = ((4, 1), (12, 1), (12, 2))
+CEILINGS = ("disk GB/s", "GFLOP/s")
 PREDICTION_GOAL, CHOICE_GOAL = 0.15, 0.10
 
 
@@ -51,6 +58,7 @@ def main() -> None:
     options = read_options()
     launch = detect_launch({})
     rounds: list[dict[str, Run]] = []
+    searched: list[Ceilings] = []
     with TemporaryDirectory() as folder, show_progress(Console(stderr=True), quiet=False) as bar:
         config = DistConfig(
             model=options.model,
@@ -68,8 +76,9 @@ def main() -> None:
             found = search_policy(plan, request, launch, head_ip=None, port=None, progress=bar)
             plans = {"chosen": found} | plans  # the first round's choice stays
             assert found.search is not None
+            searched.append(ceilings_now(Path(folder), plan.model.dtype))
             rounds.append(run_all(plans, found.search.constants, launch, bar))
-    show(plans, rounds)
+    show(plans, rounds, searched)
 
 
 def read_options() -> argparse.Namespace:
@@ -105,6 +114,8 @@ class Run:
 
     predicted: float
     measured: float
+    before: Ceilings
+    """Of the machine, right before it."""
 
     @property
     def ratio(self) -> float:
@@ -119,18 +130,32 @@ def run_all(
     runs = {}
     for name, plan in plans.items():
         bar.note(name)
+        before = ceilings_now(plan.config.output.parent, plan.model.dtype)
         outcome = run_benchmark(replace(plan, search=None), launch, progress=bar)
         assert outcome is not None
         measured = outcome.measurement.figures()["total_throughput"]
-        runs[name] = Run(predict(plan, constants).throughput, measured)
+        runs[name] = Run(predict(plan, constants).throughput, measured, before)
     return runs
 
 
-def show(plans: dict[str, DistPlan], rounds: list[dict[str, Run]]) -> None:
+def ceilings_now(folder: Path, dtype: str) -> Ceilings:
+    """Of this machine's CPU and of the disk that `folder` is on."""
+    with TemporaryDirectory(dir=folder) as offload:
+        env = ExecutionEnv.create(offload)
+        try:
+            return measure_ceilings(env, getattr(torch, dtype), with_disk=True)
+        finally:
+            env.disk.close()
+
+
+def show(
+    plans: dict[str, DistPlan], rounds: list[dict[str, Run]], searched: list[Ceilings]
+) -> None:
     """The table, and whether the goals are met."""
     measured = {name: median(turn[name].measured for turn in rounds) for name in plans}
     ratios = {name: median(turn[name].ratio for turn in rounds) for name in plans}
-    table = Table("policy", "batches", "percent", "predicted", "measured", "ratio")
+    table = Table("policy", "batches", "percent", "predicted", "measured", "ratio", *CEILINGS)
+    table.add_row("(search)", *[""] * 5, *cells_of(searched))
     for name, plan in sorted(plans.items(), key=lambda item: -measured[item[0]]):
         config = plan.config
         table.add_row(
@@ -140,6 +165,7 @@ def show(plans: dict[str, DistPlan], rounds: list[dict[str, Run]]) -> None:
             f"{median(turn[name].predicted for turn in rounds):.1f}",
             f"{measured[name]:.1f}",
             f"{ratios[name]:.2f}",
+            *cells_of([turn[name].before for turn in rounds]),
         )
     off = {name: abs(ratio - 1) for name, ratio in ratios.items()}
     of_best = median(
@@ -147,7 +173,7 @@ def show(plans: dict[str, DistPlan], rounds: list[dict[str, Run]]) -> None:
         / max(run.measured for name, run in turn.items() if name != "chosen")
         for turn in rounds
     )
-    console = Console(width=100)
+    console = Console(width=110)
     console.print(table)
     console.print(
         f"Measured / predicted: {ratios['chosen']:.2f} of the chosen policy, goal within "
@@ -157,6 +183,13 @@ def show(plans: dict[str, DistPlan], rounds: list[dict[str, Run]]) -> None:
     console.print(
         f"Chosen policy / best of the grid: {of_best:.2f}, goal at least {1 - CHOICE_GOAL:.2f}"
     )
+
+
+def cells_of(ceilings: list[Ceilings]) -> tuple[str, str]:
+    """Medians, as CEILINGS names them."""
+    read = median(each.disk_read_bytes_per_s or 0.0 for each in ceilings)
+    multiplied = median(each.matmul_flops_per_s for each in ceilings)
+    return f"{read / 1e9:.2f}", f"{multiplied / 1e9:.0f}"
 
 
 if __name__ == "__main__":

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import time
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 
 from flexbench.core.errors import RunError
 from flexbench.dist import sampling
 from flexbench.dist.attention import prefill_attention
+from flexbench.dist.decoders import Decoders
 from flexbench.dist.homes import ExecutionEnv
+from flexbench.dist.kernels.decode_layer import Decoder
 from flexbench.dist.lanes import synchronize
-from flexbench.dist.layers import MLP, DecodeHalf, DecoderPart, InputEmbed, Layer, OutputEmbed
+from flexbench.dist.layers import MLP, InputEmbed, Layer, OutputEmbed
 from flexbench.dist.messages import Messages
 from flexbench.dist.opt_config import OptConfig
 from flexbench.dist.policy import Policy
@@ -24,17 +24,7 @@ from flexbench.dist.task import IntArray, Task
 from flexbench.dist.timing import ComputeClock, StageTimes
 from flexbench.dist.transfers import Transfers
 from flexbench.dist.transport import PipelineLink
-from flexbench.dist.weights import LayerWeights, ReadyWeights
-
-
-class _Compiled(NamedTuple):
-    """Halves of a decoder layer, and the weights for which they are good.
-
-    These may go when they are not computed with: decompressed, they take far more than they did.
-    """
-
-    weights: weakref.ref[ReadyWeights]
-    halves: list[DecodeHalf] | None
+from flexbench.dist.weights import LayerWeights
 
 
 class Generation:
@@ -65,6 +55,7 @@ class Generation:
         """
         self._config, self._task, self._workload = config, task, workload
         self._layers, self._link, self._is_last = layers, link, is_last
+        self._spans = {span.start: span for span in workload.visits}
         self._on_allocated, self._on_unit = on_allocated, on_unit
         self._device = env.gpu.device
         self._blocks = Blocks(policy.gpu_batch_size, workload.num_batches, workload.num_iterations)
@@ -85,7 +76,6 @@ class Generation:
         )
         self._output: torch.Tensor | None = None
         self._new_kv: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._compiled: dict[int, _Compiled] = {}
         self._transfers = Transfers(
             config=config,
             policy=policy,
@@ -97,6 +87,7 @@ class Generation:
             times=self.times,
             is_overlapped=is_overlapped,
         )
+        self._decoders = Decoders(layers, self._transfers)
 
     def run(self, actions: Iterator[Action]) -> IntArray:
         """Do all actions; returns (num_prompts, prompt_len + gen_len) where this stage knows it."""
@@ -166,30 +157,55 @@ class Generation:
         self._transfers.wait(step)
         output = None
         if not self._messages.is_skipped(step.unit):
-            with self._clock.running(is_prefill=step.unit.token == 0):
-                output = self._compute_layer(step)
+            output = self._compute_span(step)
             if self._task.debug_mode is not None:
                 # Times of single layers are wanted, not of their launches.
                 synchronize(self._device)
         self._transfers.forget(step)
-        if step.layer < self._workload.num_layers - 1:
+        if self._spans[step.layer].stop < self._workload.num_layers:
             self._output = output
         else:
             self._end_batch(step, output)
 
-    def _compute_layer(self, step: Step) -> torch.Tensor:
+    def _compute_span(self, step: Step) -> torch.Tensor | None:
+        """The output of the span that begins with the step's layer."""
+        span, is_prefill = self._spans[step.layer], step.unit.token == 0
+        output = None
+        if len(span) > 1 and not is_prefill:
+            with self._clock.running(is_prefill=False):
+                decoder = self._decoders.of(step, span)
+                if decoder is not None:
+                    output = self._decode(step, decoder, self._input(step))
+            if decoder is not None:
+                for layer, seconds in self._decoders.layer_seconds(span, decoder):
+                    self.times.give_to_layer(layer, step, seconds)
+                return output
+        for layer in span:
+            begun_at = time.perf_counter()
+            own = step._replace(layer=layer)
+            with self._clock.running(is_prefill=is_prefill):
+                output = self._compute_layer(own, output)
+            if len(span) > 1:
+                self._store_cache(own)
+                self.times.give_to_layer(layer, step, time.perf_counter() - begun_at)
+        return output
+
+    def _compute_layer(self, step: Step, hidden: torch.Tensor | None) -> torch.Tensor:
+        """The output of the step's layer alone; `hidden` is its input, if it is within a span."""
         layer = self._layers[step.layer]
         weights = self._transfers.weights(step)
         prompts, token = self._blocks.of_step(step), step.unit.token
         if isinstance(layer, InputEmbed):
             ids = self._tokens.inputs(prompts, token).to(self._device)
             return layer.forward(weights, ids, self._masks.positions(prompts, token))
-        is_inner = step.layer > 0
-        hidden = self._transfers.hidden(step) if is_inner else self._messages.input(step.batch)
+        if hidden is None:
+            hidden = self._input(step)
         if isinstance(layer, OutputEmbed):
             return layer.forward(weights, hidden)
-        if token > 0 and (compiled := self._decode(step, layer, weights, hidden)) is not None:
-            return compiled
+        if token > 0:
+            decoder = self._decoders.of(step, range(step.layer, step.layer + 1))
+            if decoder is not None:
+                return self._decode(step, decoder, hidden)
         if isinstance(layer, MLP):
             return layer.forward(weights, hidden)
 
@@ -198,25 +214,13 @@ class Generation:
 
         return layer.forward(weights, hidden, attend)
 
-    def _decode(
-        self, step: Step, layer: DecoderPart, weights: ReadyWeights, hidden_B1h: torch.Tensor
-    ) -> torch.Tensor | None:
-        """The layer's output for one new position, if it can be computed at once."""
-        known = self._compiled.get(step.layer)
-        if known is None or known.weights() is not weights:  # loaded anew, perhaps elsewhere
-            known = _Compiled(weakref.ref(weights), layer.compiled(weights))
-            self._compiled[step.layer] = known
-        halves = known.halves
-        if halves is None:
-            return None
-        past = None
-        if layer.num_caches:
-            if not self._transfers.has_whole_cache(step):
-                return None
-            past = self._transfers.past(step, self._is_real(step))
-        for half in halves:
-            hidden_B1h = half.forward(hidden_B1h, past)
-        return hidden_B1h
+    def _input(self, step: Step) -> torch.Tensor:
+        is_first = step.layer == 0
+        return self._messages.input(step.batch) if is_first else self._transfers.hidden(step)
+
+    def _decode(self, step: Step, decoder: Decoder, hidden_B1h: torch.Tensor) -> torch.Tensor:
+        length = self._task.prompt_len + step.unit.token
+        return decoder.forward(hidden_B1h, length, self._is_real(step))
 
     def _attend(
         self,

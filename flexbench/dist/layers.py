@@ -14,7 +14,13 @@ import torch
 from torch.nn import functional
 
 from flexbench.dist.kernels import decode_layer
-from flexbench.dist.kernels.decode_layer import Affine, AttentionHalf, MlpHalf, Norm
+from flexbench.dist.kernels.decode_layer import (
+    Affine,
+    AttentionHalf,
+    DecodeHalf,
+    MlpHalf,
+    Norm,
+)
 from flexbench.dist.kernels.panels import InPanels
 from flexbench.dist.opt_config import POSITION_OFFSET, OptConfig
 from flexbench.dist.partition import Stage
@@ -74,10 +80,6 @@ class Weights(Protocol):
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """Attention over queries, keys and values of the new positions, each (B, S, H, D), and the past."""
-
-
-DecodeHalf = AttentionHalf | MlpHalf
-"""A half of a decoder layer for one new position of each prompt, in one call."""
 
 
 class InputEmbed:
@@ -149,7 +151,7 @@ class SelfAttention:
         return x if config.do_layer_norm_before else _layer_norm(weights, "attn_norm", x)
 
     def compiled(self, weights: Weights) -> list[DecodeHalf] | None:
-        """The same for one new position, if there is a kernel and the weights lie as it reads them.
+        """Its half for one new position, if there is a kernel and the weights lie as it reads them.
 
         These have to stay where they are for as long as it is used.
         """

@@ -19,6 +19,7 @@ from flexbench.dist.partition import Stage
 from flexbench.dist.policy import Policy
 from flexbench.dist.prompts import OnTokens
 from flexbench.dist.schedule import Action, Pipeline, Workload
+from flexbench.dist.spans import PRODUCTS_PER_BYTE, can_be_joined, find_spans
 from flexbench.dist.task import IntArray, Task, make_task
 from flexbench.dist.timing import StageTimes
 from flexbench.dist.transport import PipelineLink
@@ -200,13 +201,30 @@ class OptLM:
                 f"{self.policy.num_gpu_batches} (--num-gpu-batches) x "
                 f"{self._num_inner_iterations} (--num-inner-iterations)",
             )
+        executed = self._executed_layers(task)
         return Workload(
             num_rounds=task.num_prompts // block,
             num_tokens=task.num_tokens,
             num_iterations=self._num_inner_iterations,
-            num_layers=len(self._executed_layers(task)),
+            num_layers=len(executed),
             num_batches=self.policy.num_gpu_batches,
+            spans=find_spans([self._joinable_bytes(index, task) for index in executed]),
         )
+
+    def _joinable_bytes(self, index: int, task: Task) -> int | None:
+        """What a new token reads in a layer, or could have read in the time of its products.
+
+        None if the layer cannot be passed together with others.
+        """
+        layer, weights = self.layers[index], self._weights[index]
+        is_apart = isinstance(layer, _EMBEDDINGS) or weights.load_bytes > 0
+        # In a debug mode layers are left out, and looked at one by one.
+        if is_apart or task.debug_mode is not None or not can_be_joined(self.policy):
+            return None
+        num_prompts = self.policy.gpu_batch_size
+        multiplied = num_prompts * sum(math.prod(spec.shape) for spec in layer.specs)
+        past = 2 * layer.num_caches * self.config.hidden_bytes(num_prompts, task.max_length)
+        return max(weights.layout.num_bytes, multiplied // PRODUCTS_PER_BYTE) + past
 
     @property
     def projected_layers(self) -> dict[int, float]:

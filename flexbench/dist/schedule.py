@@ -7,11 +7,12 @@ through the stage's layers once. Units go through all stages in the same order,
 
 and within a unit a stage computes
 
-    for layer: for batch
+    for span of layers: for batch
 
-The three loops of FlexGen differ only in when they load and store around these steps. Stages are
-joined by `Exchange` actions. The last stage's tokens of a unit are the first stage's input of the
-unit one token later, `num_iterations` units on.
+where a span is one layer, or several between which nothing is loaded or stored. The three loops of
+FlexGen differ only in when they load and store around these steps. Stages are joined by `Exchange`
+actions. The last stage's tokens of a unit are the first stage's input of the unit one token later,
+`num_iterations` units on.
 
 Why nothing deadlocks. Synchronous: a send ends when its receiver has posted the receive (a
 rendezvous). Each stage posts a unit's send and the next unit's receive together, and waits for
@@ -27,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -41,9 +43,9 @@ class Unit(NamedTuple):
 
 
 class Step(NamedTuple):
-    """One batch in one layer of one unit.
+    """One batch in one layer of one unit, or in a span of layers, of which `layer` is the first.
 
-    `number` counts steps, `visit` counts layers that are passed, so that buffers can take turns.
+    `number` counts steps, `visit` counts spans that are passed, so that buffers can take turns.
     """
 
     number: int
@@ -95,6 +97,13 @@ class Workload:
     num_layers: int
     """Layers of this stage, embeddings included."""
     num_batches: int
+    spans: tuple[range, ...] = ()
+    """All of them in order, in ranges that are passed through at once. None: each by itself."""
+
+    @cached_property
+    def visits(self) -> tuple[range, ...]:
+        """The layers that a unit's steps pass through, step by step."""
+        return self.spans or tuple(range(layer, layer + 1) for layer in range(self.num_layers))
 
     def units(self) -> Iterator[Unit]:
         """All units in the order of work."""
@@ -119,9 +128,9 @@ class Workload:
         """All steps in the order of work."""
         number = visit = 0
         for unit in self.units():
-            for layer in range(self.num_layers):
+            for span in self.visits:
                 for batch in range(self.num_batches):
-                    yield Step(number, visit, unit, layer, batch)
+                    yield Step(number, visit, unit, span.start, batch)
                     number += 1
                 visit += 1
 
@@ -214,7 +223,7 @@ def _overlap(
     workload: Workload, pipeline: Pipeline, *, load_hidden_ahead: bool
 ) -> Iterator[Action]:
     # With a single step a token, the next step's cache is what this step is about to store.
-    cache_ahead = workload.num_iterations * workload.num_layers * workload.num_batches > 1
+    cache_ahead = workload.num_iterations * len(workload.visits) * workload.num_batches > 1
     yield pipeline.before(workload)
     is_loaded = False  # the input of the coming step
     for step, following in _with_next(workload):
@@ -243,9 +252,10 @@ def _overlap(
 
 def _load_next_weight(workload: Workload, step: Step) -> Iterator[Action]:
     visit = step.visit + 1
-    unit_number, layer = divmod(visit, workload.num_layers)
+    unit_number, index = divmod(visit, len(workload.visits))
     if unit_number < workload.num_units:
         number = visit * workload.num_batches
+        layer = workload.visits[index].start
         following = Step(number, visit, workload.unit(unit_number), layer, 0)
         yield StepAction(Op.LOAD_WEIGHT, following)
 

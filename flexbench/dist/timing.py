@@ -50,6 +50,12 @@ class StageTimes:
         """Note the time of something that was done for a step's layer."""
         self.layer_s[step.unit.token == 0, step.layer] += seconds
 
+    def give_to_layer(self, layer: int, step: Step, seconds: float) -> None:
+        """Note that of the time of a step's layer, this was for another one of its span."""
+        is_prefill = step.unit.token == 0
+        self.layer_s[is_prefill, layer] += seconds
+        self.layer_s[is_prefill, step.layer] -= seconds
+
     def layer_seconds(self, *, is_prefill: bool) -> dict[int, float]:
         """Whole time of each executed layer, in the prefill or in decoding."""
         return {

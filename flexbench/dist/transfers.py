@@ -12,7 +12,7 @@ from flexbench.dist.activations import HiddenStore
 from flexbench.dist.buffers import ReusedMemory
 from flexbench.dist.cache import CacheShape, LayerCache, Segment
 from flexbench.dist.homes import ExecutionEnv
-from flexbench.dist.kernels.decode_layer import Past
+from flexbench.dist.kernels.decode_layer import KeysValues
 from flexbench.dist.lanes import Lane, Ticket, open_lanes
 from flexbench.dist.layers import Layer, num_whole_stored
 from flexbench.dist.opt_config import OptConfig
@@ -171,15 +171,10 @@ class Transfers:
         ticket = self._submit("cache_load", load, after=self._cache_stores.get(key))
         self._cache_loads[step.number] = ticket
 
-    def has_whole_cache(self, step: Step) -> bool:
-        """Whether the keys and values of the step's past can be read as one."""
-        return self._caches[_cache_key(step)].whole is not None
-
-    def past(self, step: Step, is_real_RL: torch.Tensor | None) -> Past:
-        """These, with the place of the step's new position in them."""
-        cache = self._caches[_cache_key(step)]
-        assert cache.whole is not None
-        return Past(*cache.whole, self._length(step), is_real_RL)
+    def whole_cache(self, step: Step) -> KeysValues | None:
+        """Keys and values of all rows and positions, if they can be read as one."""
+        whole = self._caches[_cache_key(step)].whole
+        return None if whole is None else KeysValues(*whole)
 
     def attend(
         self,

@@ -1,14 +1,16 @@
-/* The two halves of a decoder layer for one new position of each prompt, each in one call.
+/* The halves of decoder layers for one new position of each prompt, as many as follow each other in
+ * one call.
  *
  * There is little to compute for a few prompts: asking for norm, products and attention one by one,
- * with memory for each result, took as long as a quarter of it. It is compiled where it runs, by
- * native.py.
+ * with memory for each result, took as long as a quarter of it, and asking for halves one by one a
+ * tenth. It is compiled where it runs, by native.py.
  *
  * Letters: B prompts, h hidden size, H heads, D head size, L positions until now with the new one.
  * Hidden states are (B, h); keys and values are (L, B H, D).
  */
 #include <math.h>
 #include <stdlib.h>
+#include <time.h>
 
 #include "kernels.h"
 
@@ -36,6 +38,20 @@ struct mlp {
     struct norm norm;
     struct matrix fc1, fc2;
 };
+
+/* One of both, and for attention the cache: keys and values, (L, B H, D), with room for the new ones. */
+struct half {
+    const struct attention *attention;
+    const struct mlp *mlp;
+    void *keys, *values;
+};
+
+/* Seconds, from some moment on. */
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + 1e-9 * (double)time.tv_nsec;
+}
 
 /* Memory for what lies between, taken piece by piece. */
 struct room {

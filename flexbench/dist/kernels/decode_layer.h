@@ -1,5 +1,5 @@
-/* Both halves of one type: included by decode_layer.c for each TYPE. They return 0, or -1 when there
- * is no memory. */
+/* Halves of one type: included by decode_layer.c for each TYPE. They replace hidden states by what
+ * they make of them, and return 0, or -1 when there is no memory. */
 
 /* to = norm(x), which may be the same; both (B, h). */
 static void OF_TYPE(normalize)(const struct norm *norm, const TYPE *x, TYPE *to, int64_t B, int64_t h,
@@ -62,11 +62,11 @@ static void OF_TYPE(spread)(const TYPE *qkv, TYPE *q, TYPE *new_k, TYPE *new_v, 
     }
 }
 
-/* hidden, out: (B, h); k, v: (L, B H, D), of which the last position is written; is_real: (B H, L) or
- * null, one byte each. */
-int32_t OF_TYPE(decode_attention_half)(const struct attention *layer, const TYPE *hidden, TYPE *k,
-                                       TYPE *v, const uint8_t *is_real, TYPE *out, int64_t B,
-                                       int64_t length, int32_t num_threads) {
+/* hidden: (B, h); k, v: (L, B H, D), of which the last position is written; is_real: (B H, L) or null,
+ * one byte each. */
+static int32_t OF_TYPE(attention_half)(const struct attention *layer, TYPE *hidden, TYPE *k, TYPE *v,
+                                       const uint8_t *is_real, int64_t B, int64_t length,
+                                       int32_t num_threads) {
     int64_t h = layer->out.num_outputs, heads = layer->num_heads, width = h / heads;
     int64_t bytes = B * h * (int64_t)sizeof(TYPE), at = (length - 1) * B * h;
     int64_t attention = num_threads * (length + width) * ATTENTION_BLOCK * (int64_t)sizeof(float);
@@ -89,15 +89,15 @@ int32_t OF_TYPE(decode_attention_half)(const struct attention *layer, const TYPE
     OF_TYPE(spread)(qkv, q, k + at, v + at, B, h, num_threads);
     OF_TYPE(attend)(q, k, v, is_real, attended, scratch, length, B * heads, width,
                     1.0f / sqrtf((float)width), num_threads);
-    OF_TYPE(product)(&layer->out, attended, hidden, out, room, B, 0, num_threads);
+    OF_TYPE(product)(&layer->out, attended, hidden, hidden, room, B, 0, num_threads);
     if (!layer->norm.is_first)
-        OF_TYPE(normalize)(&layer->norm, out, out, B, h, num_threads);
+        OF_TYPE(normalize)(&layer->norm, hidden, hidden, B, h, num_threads);
     free(memory);
     return 0;
 }
 
-/* hidden, out: (B, h). */
-int32_t OF_TYPE(decode_mlp_half)(const struct mlp *layer, const TYPE *hidden, TYPE *out, int64_t B,
+/* hidden: (B, h). */
+static int32_t OF_TYPE(mlp_half)(const struct mlp *layer, TYPE *hidden, int64_t B,
                                  int32_t num_threads) {
     int64_t h = layer->fc2.num_outputs, f = layer->fc1.num_outputs;
     int64_t narrow = B * h * (int64_t)sizeof(TYPE), wide = B * f * (int64_t)sizeof(TYPE);
@@ -114,9 +114,30 @@ int32_t OF_TYPE(decode_mlp_half)(const struct mlp *layer, const TYPE *hidden, TY
         inputs = x;
     }
     OF_TYPE(product)(&layer->fc1, inputs, 0, inner, room, B, 1, num_threads);
-    OF_TYPE(product)(&layer->fc2, inner, hidden, out, room, B, 0, num_threads);
+    OF_TYPE(product)(&layer->fc2, inner, hidden, hidden, room, B, 0, num_threads);
     if (!layer->norm.is_first)
-        OF_TYPE(normalize)(&layer->norm, out, out, B, h, num_threads);
+        OF_TYPE(normalize)(&layer->norm, hidden, hidden, B, h, num_threads);
     free(memory);
+    return 0;
+}
+
+/* Halves, `count` of them, one after the other. hidden: (B, h); is_real: (B H, L) or null; seconds,
+ * (count,), gets how long each took. */
+int32_t OF_TYPE(decode_halves)(const struct half *halves, int64_t count, TYPE *hidden,
+                               const uint8_t *is_real, double *seconds, int64_t B, int64_t length,
+                               int32_t num_threads) {
+    double begun_at = now();
+    for (int64_t i = 0; i < count; i++) {
+        const struct half *half = halves + i;
+        int32_t status = half->attention
+                             ? OF_TYPE(attention_half)(half->attention, hidden, half->keys,
+                                                       half->values, is_real, B, length, num_threads)
+                             : OF_TYPE(mlp_half)(half->mlp, hidden, B, num_threads);
+        if (status)
+            return status;
+        double ended_at = now();
+        seconds[i] = ended_at - begun_at;
+        begun_at = ended_at;
+    }
     return 0;
 }

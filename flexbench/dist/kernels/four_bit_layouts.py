@@ -130,8 +130,9 @@ class Blocks:
         if len(x_MK) >= _DENSE_ROWS:
             weight_NK = dense(self, x_MK.dtype)[:num_outputs]
             return DenseMap(weight_NK).apply(x_MK, then)
+        # What comes from such a product may be a part of its columns.
         y = torch.ops.aten._weight_int4pack_mm_for_cpu(
-            x_MK.to(DTYPE), self._packed, self._group_size, self._bounds_GN2
+            x_MK.to(DTYPE).contiguous(), self._packed, self._group_size, self._bounds_GN2
         )
         y = y[:, :num_outputs].to(x_MK.dtype)
         return then.after_bias(y if then.bias is None else y + then.bias)

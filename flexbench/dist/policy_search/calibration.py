@@ -24,6 +24,7 @@ from flexbench.dist.policy_search.home_calibration import HomeCalibration
 from flexbench.dist.policy_search.placing import placed
 from flexbench.dist.policy_search.probe import Probe, Times
 from flexbench.dist.policy_search.turns import take_turns
+from flexbench.dist.spans import can_be_joined
 
 _SHORT_PROMPT = 16
 _DECODE_TOKENS = 5
@@ -38,6 +39,7 @@ _LARGE_LAYER_BYTES = 1 << 30
 _CACHES = 3
 _L3_BYTES = 32 << 20
 _COPY_BYTES = 64 << 20
+_BySize = dict[int, Times]
 # Kinds of layers that look back.
 _WITH_CACHE = {"attention", "last attention", "layer", "last layer"}
 
@@ -67,12 +69,12 @@ class Calibration:
         with Probe(self.model, on_gpu, self.env, num_layers=num_layers) as probe:
             # What is done for the first time takes longer: threads, kernels, memory.
             self._run_short(probe, on_gpu, self.batches[0])
-            long, short = self._in_turns(probe, on_gpu)
+            long, short, apart = self._in_turns(probe, on_gpu)
             constants = Constants(
                 num_threads=torch.get_num_threads(),
                 num_layers=num_layers,
                 short_context=self._short_prompt,
-                layers=self._layer_times(long, short),
+                layers=self._layer_times(long, short, apart),
                 copy=_copy_rate(self.env.gpu.device),
             )
             sizes = (min(short), max(long), max(short))
@@ -109,21 +111,25 @@ class Calibration:
         enough = max(_LEAST_LAYERS, -(-missing // layer_bytes))
         return min(enough, _MOST_LAYERS, self.model.num_hidden_layers)
 
-    def _in_turns(self, probe: Probe, policy: Policy) -> tuple[dict[int, Times], dict[int, Times]]:
-        """Prompts of the run's length, and short ones, by batch size."""
-        keys = [(True, size) for size in self._long_sizes(probe, policy)]
-        keys += [(False, size) for size in _spread(self.batches)]
+    def _in_turns(self, probe: Probe, policy: Policy) -> tuple[_BySize, _BySize, _BySize]:
+        """Prompts of the run's length; short ones; a few of these, with layers passed one by one.
 
-        def measure(key: tuple[bool, int]) -> Times:
-            is_long, size = key
-            return (self._run_long if is_long else self._run_short)(probe, policy, size)
-
-        found = take_turns(keys, measure)
-        long, short = (
-            {size: run for (is_long, size), run in found.items() if is_long is wanted}
-            for wanted in (True, False)
+        The last is empty where this policy's always are.
+        """
+        # Several batches take turns in each layer. What that costs is the same for all sizes.
+        apart = replace(policy, num_gpu_batches=2)
+        few = _spread(self.batches)[:1] if can_be_joined(policy) else []
+        runs = {
+            (self._run_long, policy): self._long_sizes(probe, policy),
+            (self._run_short, policy): _spread(self.batches),
+            (self._run_short, apart): few,
+        }
+        keys = [(*how, size) for how, sizes in runs.items() for size in sizes]
+        found = take_turns(keys, lambda key: key[0](probe, key[1], key[2]))
+        long, short, one_by_one = (
+            {size: found[*how, size] for size in sizes} for how, sizes in runs.items()
         )
-        return long, short
+        return long, short, one_by_one
 
     def _long_sizes(self, probe: Probe, policy: Policy) -> list[int]:
         """Ever larger batches of prompts of the run's length, until that takes too long.
@@ -155,9 +161,7 @@ class Calibration:
             num_tokens=_DECODE_TOKENS,
         )
 
-    def _layer_times(
-        self, long: dict[int, Times], short: dict[int, Times]
-    ) -> dict[str, LayerTimes]:
+    def _layer_times(self, long: _BySize, short: _BySize, apart: _BySize) -> dict[str, LayerTimes]:
         first = next(iter(long.values()))
         layers = {
             kind: LayerTimes(
@@ -165,6 +169,13 @@ class Calibration:
                     tuple((size, run.prefill_s[kind]) for size, run in long.items())
                 ).in_proportion_beyond(),
                 decode=Curve(tuple((size, run.decode_s[kind]) for size, run in short.items())),
+                # What a noisy machine makes of no difference may be less than nothing.
+                apart_s=max(
+                    [
+                        0.0,
+                        *(run.decode_s[kind] - short[n].decode_s[kind] for n, run in apart.items()),
+                    ]
+                ),
             )
             for kind in first.prefill_s
         }

@@ -45,14 +45,20 @@ class LayerTimes:
     """All positions of the run's prompts."""
     decode: Curve
     """One new position, after a past of `Constants.short_context` positions."""
+    apart_s: float = 0.0
+    """What a new position takes longer where layers are passed one by one, see `spans`."""
     decode_per_position: float = 0.0
     """What each further position of each prompt's past adds."""
 
-    def seconds(self, batch_size: int, context: float | None) -> float:
-        """For one batch; `context`: positions of the past beyond the short one, None: prefill."""
+    def seconds(self, batch_size: int, context: float | None, *, is_apart: bool = False) -> float:
+        """For one batch; `context`: positions of the past beyond the short one, None: prefill.
+
+        `is_apart`: the layer is not passed through together with others.
+        """
         if context is None:
             return self.prefill.at(batch_size)
-        return self.decode.at(batch_size) + self.decode_per_position * batch_size * context
+        past_s = self.decode_per_position * batch_size * context
+        return self.decode.at(batch_size) + past_s + (self.apart_s if is_apart else 0.0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from flexbench.dist.partition import Stage
 from flexbench.dist.placement import LayerLayout
 from flexbench.dist.policy import Percent, Policy
 from flexbench.dist.policy_search.constants import Constants, HomeTimes, LayerTimes, kind_of
+from flexbench.dist.spans import can_be_joined
 from flexbench.dist.weights import layout_of
 
 HOMES = ("cpu", "disk")
@@ -95,7 +96,9 @@ class Durations:
         curves = self.constants
         size = self.policy.gpu_batch_size
         loaded = (curves.loaded_prefill if context is None else curves.loaded_decode).at(size)
-        return work.times.seconds(size, context) * (1 + (loaded - 1) * work.loaded_share)
+        is_apart = work.loaded_share > 0 or not can_be_joined(self.policy)
+        resident_s = work.times.seconds(size, context, is_apart=is_apart)
+        return resident_s * (1 + (loaded - 1) * work.loaded_share)
 
     def cache_load(self, past: float) -> Transfer:
         """Keys and values of one layer's and batch's past."""

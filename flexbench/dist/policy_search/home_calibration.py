@@ -13,6 +13,7 @@ from flexbench.dist.policy import Policy
 from flexbench.dist.policy_search.constants import Constants, Curve, HomeTimes
 from flexbench.dist.policy_search.placing import placed
 from flexbench.dist.policy_search.probe import Probe, Times
+from flexbench.dist.policy_search.turns import take_turns
 
 _NUM_LAYERS = 4
 _LONG_TOKENS = 3
@@ -114,7 +115,9 @@ class HomeCalibration:
         with Probe(model, away, self.env, num_layers=num_layers) as probe:
             self._short(probe, away, small, constants)
             sizes = sorted({small, large})
-            loading = self._short(probe, away, small, constants)
+            # Until two agree: others on the host read and write, too.
+            turns = take_turns([small], lambda size: self._short(probe, away, size, constants))
+            loading = turns[small]
             short = {size: self._short(probe, apart, size, constants) for size in sizes}
             long = probe.run(
                 replace(apart, gpu_batch_size=long_size),

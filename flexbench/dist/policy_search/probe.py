@@ -126,13 +126,14 @@ class Probe:
         return {kind: mean(values) for kind, values in kinds.items()}
 
     def resident_s(self, constants: Constants, batch_size: int, context: float | None) -> float:
-        """What one pass through the transformer layers takes with everything on the gpu.
+        """What one pass through the transformer layers takes, one by one, with all on the gpu.
 
         `context` is as in LayerTimes.seconds. Embeddings may be smaller in a probe than they are.
         """
         layers = (layer for layer in self._lm.layers if not isinstance(layer, _EMBEDDINGS))
         return sum(
-            constants.layers[kind_of(layer)].seconds(batch_size, context) for layer in layers
+            constants.layers[kind_of(layer)].seconds(batch_size, context, is_apart=True)
+            for layer in layers
         )
 
     @property

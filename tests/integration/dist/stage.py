@@ -63,13 +63,13 @@ def allocated(env: ExecutionEnv) -> list[int]:
 def count_computed(patch: Callable[[Any, str, Any], None] = setattr) -> list[str]:
     """The names of layers, each time that one is computed in this process from now on."""
     computed: list[str] = []
-    compute = Generation._compute_layer
+    compute = Generation._compute_span
 
     def counted(self: Generation, step: Step) -> Any:
-        computed.append(self._layers[step.layer].name)
+        computed.extend(self._layers[layer].name for layer in self._spans[step.layer])
         return compute(self, step)
 
-    patch(Generation, "_compute_layer", counted)
+    patch(Generation, "_compute_span", counted)
     return computed
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import product
+from dataclasses import replace
+from itertools import pairwise, product
 from typing import NamedTuple
 
 import pytest
@@ -197,6 +198,26 @@ def test_everything_is_there_when_it_is_used(
     everything = nested_loops(shape)
     assert data.stored >= {(Op.STORE_HIDDEN, place) for place in everything}
     assert data.stored >= {(Op.STORE_CACHE, place) for place in everything}
+
+
+@with_every_loop
+@pytest.mark.parametrize("shape", SHAPES)
+def test_spans_are_passed_as_layers_are(loop: Loop, shape: tuple[int, int, int, int, int]) -> None:
+    """What is done for a span of layers is what would be done for one, under its first's number."""
+    plain = workload_of(*shape)
+    starts = [0, 1, 4, 6, 11, 12][: plain.num_layers + 1]
+    spans = tuple(range(start, stop) for start, stop in pairwise(starts))
+    joined = replace(plain, num_layers=starts[-1], spans=spans)
+
+    def renamed(action: Action) -> Action:
+        if isinstance(action, Exchange):
+            return action
+        step = action.step
+        return StepAction(action.op, step._replace(layer=starts[step.layer]))
+
+    for pipeline in (Pipeline(), Pipeline(rank=1, num_stages=3, is_async=True)):
+        expected = [renamed(action) for action in loop(plain, pipeline)]
+        assert list(loop(joined, pipeline)) == expected
 
 
 def test_overlapping_loops_load_ahead() -> None:

@@ -15,7 +15,12 @@ import numpy as np  # noqa: E402
 from flexbench.dist.attention import decode_attention  # noqa: E402
 from flexbench.dist.homes import ExecutionEnv  # noqa: E402
 from flexbench.dist.kernels import decode_layer, four_bit_layouts  # noqa: E402
-from flexbench.dist.kernels.decode_layer import AttentionHalf, MlpHalf, Past  # noqa: E402
+from flexbench.dist.kernels.decode_layer import (  # noqa: E402
+    AttentionHalf,
+    Decoder,
+    KeysValues,
+    MlpHalf,
+)
 from flexbench.dist.layers import MLP, SelfAttention, TransformerLayer  # noqa: E402
 from flexbench.dist.model import OptLM  # noqa: E402
 from flexbench.dist.opt_config import OptConfig  # noqa: E402
@@ -120,9 +125,10 @@ def test_it_is_what_the_layer_computes(
             return decode_attention(query, k, v, length, is_real).view(q.shape)
 
         expected = forward(layer, weights, hidden, attend)
-        found, past = hidden, Past(k.clone(), v.clone(), length, is_real)
-        for half in halves:
-            found = half.forward(found, past)
+        cache = KeysValues(k.clone(), v.clone())
+        given = hidden.clone()
+        found = Decoder(halves, [cache][: layer.num_caches]).forward(given, length, is_real)
+        assert torch.equal(given, hidden)
         # The same sums in another order, rounded to the type at the same places; those of a norm
         # may be rounded the other way, half an eps of inputs that are then multiplied and added.
         # Products with 4 bits round them to bfloat16. Sums are of up to 224 terms in float32.
@@ -135,10 +141,10 @@ def test_it_is_what_the_layer_computes(
         bound = 4 * eps * expected.double().abs().amax(-1, keepdim=True)
         assert ((found.double() - expected.double()).abs() <= bound).all()
         if kind != "mlp":
-            for cache, own in ((past.keys, own_k), (past.values, own_v)):
-                assert torch.equal(cache[: length - 1], own[: length - 1])
-                assert torch.equal(cache[length:], own[length:])
-                new, expected_new = cache[length - 1].double(), own[length - 1].double()
+            for kept, own in zip(cache, (own_k, own_v), strict=True):
+                assert torch.equal(kept[: length - 1], own[: length - 1])
+                assert torch.equal(kept[length:], own[length:])
+                new, expected_new = kept[length - 1].double(), own[length - 1].double()
                 assert ((new - expected_new).abs() <= 4 * eps * expected_new.abs().max()).all()
 
 
@@ -147,12 +153,12 @@ def test_a_wide_mlp(dtype: str, batch: int, env: ExecutionEnv) -> None:
     """From more than 1024 inputs on a product needs room for sums, too."""
     layer = MLP(config(dtype, ffn_dim=2100), 0)
     weights = used_weights(layer, dtype, env)
-    (half,) = layer.compiled(weights) or []
+    decoder = Decoder(layer.compiled(weights) or [], [])
     hidden = random_tensor(batch, 1, HIDDEN, dtype=dtype, seed=1)
     expected = layer.forward(weights, hidden)
     eps = max(torch.finfo(hidden.dtype).eps, 2100**0.5 / 4 * torch.finfo(torch.float32).eps)
     bound = 4 * eps * expected.double().abs().amax(-1, keepdim=True)
-    assert ((half.forward(hidden).double() - expected.double()).abs() <= bound).all()
+    assert ((decoder.forward(hidden).double() - expected.double()).abs() <= bound).all()
 
 
 def test_weights_that_do_not_lie_so_have_none(dtype: str, env: ExecutionEnv) -> None:
@@ -187,6 +193,8 @@ if four_bit_layouts.Panels.is_available():
         "compressed weights": COMPRESSED,
         "compressed weights loaded": {**COMPRESSED, "weights": (30, 20)},
     }
+# Nothing is moved between their layers.
+AT_ONCE = ("all in memory", "attention and MLP apart", "overlap", "compressed weights")
 ELSEWHERE = {
     "cache in two homes": {"cache": (50, 50)},
     "cache on disk": {"cache": (0, 0)},
@@ -195,17 +203,16 @@ ELSEWHERE = {
 }
 
 
-def count_calls(monkeypatch: pytest.MonkeyPatch) -> dict[type, int]:
-    calls = {AttentionHalf: 0, MlpHalf: 0}
-    for kind in calls:
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[list[type]]:
+    """Of each call from now on, the halves."""
+    calls: list[list[type]] = []
+    forward = Decoder.forward
 
-        def counted(
-            self: Any, hidden: Any, past: Any, kind: Any = kind, own: Any = kind.forward
-        ) -> Any:
-            calls[kind] += 1
-            return own(self, hidden, past)
+    def counted(self: Decoder, *arguments: Any) -> torch.Tensor:
+        calls.append([type(half) for half in self.halves])
+        return forward(self, *arguments)
 
-        monkeypatch.setattr(kind, "forward", counted)
+    monkeypatch.setattr(Decoder, "forward", counted)
     return calls
 
 
@@ -225,26 +232,45 @@ def test_a_model_decodes_with_them_where_it_can(
         with monkeypatch.context() as patch:
             for kind in (SelfAttention, MLP, TransformerLayer):
                 patch.setattr(kind, "compiled", lambda self, weights: None)
-            counted = dict(calls)
+            counted = len(calls)
             expected = model.generate(prompts, 6)
     finally:
         model.close()
-    assert counted == calls
+    assert counted == len(calls)
     # Two layers, five tokens after the first.
-    attention = 0 if where in ELSEWHERE else 10 * batches
-    assert calls[AttentionHalf] == attention
-    assert calls[MlpHalf] == 10 * batches
+    halves = [half for call in calls for half in call]
+    assert halves.count(AttentionHalf) == (0 if where in ELSEWHERE else 10 * batches)
+    assert halves.count(MlpHalf) == 10 * batches
+    if where in AT_ONCE:
+        assert calls == 5 * [2 * [AttentionHalf, MlpHalf]]
+    else:
+        assert len(calls) >= 10 * batches
     if dtype == "float32":  # in bfloat16 two tokens may be equally likely but for rounding
         assert np.array_equal(tokens, expected)
+
+
+def test_a_layer_without_a_kernel_leaves_the_others_theirs(
+    dtype: str, env: ExecutionEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is none for gelu: attention is compiled nevertheless, layer by layer."""
+    calls = count_calls(monkeypatch)
+    gelu = config(dtype, activation_function="gelu")
+    model = OptLM(gelu, env, "_DUMMY_", policy(2, sep_layer=True))
+    try:
+        model.generate([[5, 6, 7, 8], [10, 11]], 3)
+    finally:
+        model.close()
+    # Two layers, two tokens after the first.
+    assert calls == 2 * 2 * [[AttentionHalf]]
 
 
 def test_no_memory_is_an_error(dtype: str, env: ExecutionEnv) -> None:
     layer = MLP(config(dtype), 0)
     (half,) = layer.compiled(used_weights(layer, dtype, env)) or []
     assert isinstance(half, MlpHalf)
-    half._layer.fc1.num_outputs = 2**50  # of which the room for results is made
-    with pytest.raises(MemoryError, match=r"no memory.*decode_mlp_half"):
-        half.forward(random_tensor(1, 1, HIDDEN, dtype=dtype, seed=0))
+    half.layer.fc1.num_outputs = 2**50  # of which the room for results is made
+    with pytest.raises(MemoryError, match=r"no memory.*decode_halves"):
+        Decoder([half], []).forward(random_tensor(1, 1, HIDDEN, dtype=dtype, seed=0))
 
 
 def test_other_types_have_none(env: ExecutionEnv) -> None:

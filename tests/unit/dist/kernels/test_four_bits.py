@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch", reason="flexbench dist needs torch")
 
 from flexbench.dist.kernels import four_bits  # noqa: E402
 from flexbench.dist.kernels.epilogue import Epilogue  # noqa: E402
+from flexbench.dist.kernels.four_bit_layouts import Blocks, Panels  # noqa: E402
 from flexbench.dist.kernels.four_bits import FourBitMap  # noqa: E402
 from flexbench.dist.policy import CompressionConfig  # noqa: E402
 
@@ -74,6 +75,24 @@ def test_the_product_is_that_of_its_own_matrix(
     assert ((y.double() - exact).abs() <= 3 * 2**-8 * size).all()
     # Errors have either sign: with so many terms they are far below the bound.
     assert (y.double() - exact).norm() <= 2**-7 * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_rows", [1, 3, 200])
+@pytest.mark.parametrize("layout", [Panels, Blocks])
+def test_inputs_may_be_columns_of_a_wider_matrix(layout: Any, dtype: Any, num_rows: int) -> None:
+    """As where a product's outputs do not fill its last block."""
+    is_there = Panels.is_available() if layout is Panels else four_bits._is_supported()
+    if not is_there:
+        pytest.skip("there is no such product on this machine")
+    levels = torch.randint(0, 16, (64, 128), generator=torch.Generator().manual_seed(1))
+    bounds = random_tensor(64, 2, 2, dtype=torch.bfloat16, seed=2, shift=0.0)
+    matrix = layout(layout.lay_out(levels, bounds), (64, 128), 64)
+    columns = random_tensor(num_rows, 160, dtype=dtype, seed=3)[:, :128]
+
+    y = matrix.multiply(columns, Epilogue(), 64)
+
+    assert torch.equal(y, matrix.multiply(columns.contiguous(), Epilogue(), 64))
 
 
 @pytest.mark.parametrize("num_rows", [3, 200])

@@ -99,7 +99,8 @@ import torch
 from torch.nn import functional
 from flexbench.dist.kernels import native, panel_product
 from flexbench.dist.kernels.decode_attention import decode_attention
-from flexbench.dist.kernels.decode_layer import Affine, AttentionHalf, MlpHalf, Norm, Past
+from flexbench.dist.kernels.decode_layer import Affine, AttentionHalf, Decoder
+from flexbench.dist.kernels.decode_layer import KeysValues, MlpHalf, Norm
 from flexbench.dist.kernels.four_bit_layouts import Panels
 from flexbench.dist.kernels.four_bits import FourBitMap, pack
 from flexbench.dist.kernels.panel_product import PanelMatrix
@@ -147,7 +148,7 @@ for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.04)):
             torch.testing.assert_close(found, x.double() @ of_levels.T, rtol=0, atol=0.3)
     x = torch.randn(13, 1, WIDTH).to(dtype)
     (wide, into), (narrow, out_of) = affine(70, WIDTH), affine(WIDTH, 70)
-    found = MlpHalf(norm, wide, narrow).forward(x)
+    found = Decoder([MlpHalf(norm, wide, narrow)], []).forward(x)
     assert_close(found, x.double() + out_of(into(normed(x.double())).relu()))
     q, k, v = torch.randn(3, 1, PAST, 4, 64).to(dtype).unbind(0)
     heads = [t.transpose(1, 2).double() for t in (q, k, v)]
@@ -162,7 +163,8 @@ for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.04)):
     assert_close(decode_attention(q[0, -1], k[0], v[0], None), expected[0, -1])
     (qkv, to_qkv), (out, from_heads) = affine(3 * WIDTH, WIDTH), affine(WIDTH, WIDTH)
     keys, values = torch.randn(2, PAST, 13 * HEADS, WIDTH // HEADS).to(dtype).unbind(0)
-    found = AttentionHalf(norm, qkv, out, HEADS).forward(x, Past(keys, values, PAST, None))
+    half = AttentionHalf(norm, qkv, out, HEADS)
+    found = Decoder([half], [KeysValues(keys, values)]).forward(x, PAST)
     q, k, v = to_qkv(normed(x.double())).view(13, 3, HEADS, -1).unbind(1)
     assert_close(keys[-1].view(k.shape), k)
     assert_close(values[-1].view(v.shape), v)

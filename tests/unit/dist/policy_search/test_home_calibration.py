@@ -14,7 +14,7 @@ from flexbench.dist.opt_config import get_opt_config
 from flexbench.dist.policy import Policy
 from flexbench.dist.policy_search.calibration import Calibration
 from flexbench.dist.policy_search.home_calibration import HomeCalibration
-from flexbench.dist.policy_search.probe import Times
+from flexbench.dist.policy_search.probe import Probe, Times
 from tests.unit.dist.policy_search import cases
 
 RATE, STEP_S = 1e8, 1e-4  # bytes/s of whole prompts' activations; of one position, in and out
@@ -86,3 +86,32 @@ def test_a_probe_has_a_layer_that_is_not_the_last(name: str, tmp_path: Any) -> N
     assert home(model=model)._num_layers() >= 2
     single = replace(calibration, model=replace(model, num_hidden_layers=1))
     assert single._num_layers() == 1
+
+
+@pytest.mark.parametrize("options", [{}, {"compress_cache": True}], ids=["joined", "apart"])
+def test_decoding_is_measured_joined_and_layer_by_layer(
+    options: dict[str, Any], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers with a compressed cache are never joined: there is nothing else to measure."""
+    plan = cases.plan(**options)
+    calibration = Calibration(
+        model=plan.model,
+        config=plan.config,
+        env=ExecutionEnv.create(tmp_path),
+        batches=[1, 4],
+        homes=[],
+    )
+    run = Probe.run
+
+    def slower(self: Probe, policy: Policy, **prompts: int) -> Times:
+        times = run(self, policy, **prompts)
+        if policy.num_gpu_batches == 1:
+            return times
+        return replace(times, decode_s={kind: s + 1.0 for kind, s in times.decode_s.items()})
+
+    monkeypatch.setattr(Probe, "run", slower)
+    layers = calibration.measure(lambda: None).layers
+    assert set(layers) >= {"attention", "MLP", "input embedding", "output embedding"}
+    for times in layers.values():
+        assert [size for size, _ in times.decode.points] == [1, 4]
+        assert times.apart_s == (0.0 if options else pytest.approx(1.0, abs=0.1))

@@ -97,6 +97,27 @@ def test_the_last_layer_has_times_of_its_own():
     assert times.decode_s == pytest.approx(NUM_LAYERS * 1e-2)
 
 
+@pytest.mark.parametrize(
+    ("percent", "count", "expected"),
+    [
+        ((100, 0, 100, 0, 100, 0), 1, 1e-2),
+        ((100, 0, 100, 0, 100, 0), 2, 4e-2),
+        ((0, 0, 100, 0, 100, 0), 1, 2e-2),
+        ((100, 0, 0, 0, 100, 0), 1, 2e-2),
+        ((100, 0, 100, 0, 0, 0), 1, 2e-2),
+    ],
+    ids=["in place", "two batches", "weights away", "cache away", "activations away"],
+)
+def test_layers_that_are_not_joined_have_times_of_their_own(percent, count, expected):
+    constants = cases.constants(homes={"disk": cases.home(1e15)})
+    same = Curve(((1, 1e-2),))
+    times = LayerTimes(prefill=same, decode=same, apart_s=1e-2)
+    constants = replace(constants, layers=dict.fromkeys(cases.KINDS, times))
+    found, _ = units(percent, constants, count=count)
+    assert found.decode_s == pytest.approx(NUM_LAYERS * expected, rel=1e-3)
+    assert found.prefill_s == pytest.approx(NUM_LAYERS * count * 1e-2, rel=1e-3)
+
+
 def test_several_batches_share_the_loads_of_a_layer():
     constants = cases.constants(layer_s=1e-9, homes={"disk": cases.home(1e6)})
     one, _ = units(ON_DISK, constants)
