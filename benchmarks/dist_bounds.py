@@ -8,6 +8,7 @@ point takes at least is counted as `--roofline` counts it, for a model that lies
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from dataclasses import dataclass
@@ -72,6 +73,11 @@ class Bounds:
         finally:
             torch.set_num_threads(before)
         self.samples.append(Sample(began_at=began_at, ended_at=time.time(), ceilings=found))
+
+    @property
+    def last_began_at(self) -> float:
+        """When they were last measured; -inf: never."""
+        return self.samples[-1].began_at if self.samples else -math.inf
 
     def around(self, began_at: float, ended_at: float) -> Ceilings:
         """The better of the last ones before and the first ones after; both were measured."""

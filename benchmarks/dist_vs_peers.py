@@ -38,7 +38,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from benchmarks.dist_peers import (
     DEFAULT_ENVIRONMENTS,
@@ -139,7 +140,7 @@ def find_groups(args: argparse.Namespace) -> Iterator[Group]:
 
 
 def find_floors(turns: Turns, group: Group, bounds: Bounds) -> Floors:
-    """Of all visits in the group's precision."""
+    """Of the visits in the precision of the group; one that nothing was measured after has none."""
     from benchmarks.dist_bounds import floor_of
 
     folder = group.folder
@@ -151,7 +152,7 @@ def find_floors(turns: Turns, group: Group, bounds: Bounds) -> Floors:
             bounds.around(visit.began_at, visit.ended_at),
         )
         for visit in turns.visits
-        if visit.dtype == folder.dtype
+        if visit.dtype == folder.dtype and bounds.last_began_at >= visit.ended_at
     }
 
 
@@ -326,23 +327,32 @@ def main() -> None:
     args = make_parser().parse_args()
     args.environments = args.environments.expanduser().absolute()
     args.folder = (args.folder or args.environments / "models").expanduser().absolute()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # workers are ended on the way
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _leave)
     visits: list[Visit] = []
     versions: dict[str, dict[str, str]] = {}
     floors: Floors = {}
     with tempfile.TemporaryDirectory(prefix="fb-") as logs:
-        for group in find_groups(args):
-            bounds = Bounds(group.folder.dtype, group.num_threads)
-            turns = Turns(group, Path(logs), on_pause=bounds.measure)
-            turns.take(args.repeats)
-            visits += turns.visits
-            floors |= find_floors(turns, group, bounds)
-            versions |= turns.versions
-            if args.json is not None:  # after every group: the whole takes long
-                args.json.write_text(
-                    json.dumps(to_json(visits, versions, floors, args), indent=1) + "\n"
-                )
-    show(visits, versions, floors, args)
+        try:
+            for group in find_groups(args):
+                bounds = Bounds(group.folder.dtype, group.num_threads)
+                turns = Turns(group, Path(logs), on_pause=bounds.measure)
+                try:
+                    turns.take(args.repeats)
+                finally:  # the whole takes long: one that is interrupted keeps what it has
+                    visits += turns.visits
+                    floors |= find_floors(turns, group, bounds)
+                    versions |= turns.versions
+                    if args.json is not None:
+                        found = to_json(visits, versions, floors, args)
+                        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        finally:
+            show(visits, versions, floors, args)
+
+
+def _leave(number: int, _frame: FrameType | None) -> NoReturn:
+    """Workers are ended on the way, and what was measured is shown."""
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

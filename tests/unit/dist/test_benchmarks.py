@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +160,9 @@ def test_ceilings_are_those_right_before_and_right_after() -> None:
     ]
     found = bounds.around(11.0, 19.5)
     assert (found.memory_bytes_per_s, found.matmul_flops_per_s) == (2.0, 3.0)
+    # After what ended later than this, nothing was measured.
+    assert bounds.last_began_at == 30.0
+    assert Bounds("float32", num_threads=1).last_began_at == -math.inf
 
 
 def test_what_a_program_without_loss_would_have_is_of_the_same_minutes() -> None:
