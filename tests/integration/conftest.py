@@ -33,7 +33,12 @@ class Command:
             self.process = subprocess.Popen(
                 program,
                 cwd=folder,
-                env={**os.environ, _MARK: self.mark, "TMPDIR": str(self.temporary)},
+                env={
+                    **os.environ,
+                    _MARK: self.mark,
+                    "TMPDIR": str(self.temporary),
+                    "PYTHONFAULTHANDLER": "1",  # see _where_it_is
+                },
                 stdin=subprocess.DEVNULL,
                 stdout=stdout,
                 stderr=stderr,
@@ -96,7 +101,30 @@ class Command:
 
     def finish(self, timeout_s: float) -> int:
         """Wait for the command's end; its exit code."""
-        return self.process.wait(timeout_s)
+        try:
+            return self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise AssertionError(
+                f"did not end within {timeout_s} s; {self._where_it_is()}"
+            ) from None
+
+    def _where_it_is(self) -> str:
+        """What its processes are doing, and standard error with the stacks of those of Python.
+
+        Ends them: faulthandler writes the stacks of all threads when it is told to abort.
+        """
+        family = self.family()
+        doing = []
+        for process in family:
+            try:
+                line = " ".join(process.cmdline())[:120]
+                seconds = sum(process.cpu_times()[:2])
+                doing.append(f"{process.pid} {process.status()}, {seconds:.1f} s of CPU: {line}")
+                process.send_signal(signal.SIGABRT)
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(family, timeout=5)
+        return "\n".join([f"load {os.getloadavg()}; its processes:", *doing, self.stderr])
 
     def assert_nothing_left(self, *, within_s: float = 5) -> None:
         """No process of the command lives on."""

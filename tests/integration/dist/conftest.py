@@ -25,7 +25,7 @@ from flexbench.cli import main
 from flexbench.core.fork_server import fork_server
 from tests.integration.conftest import FLEXBENCH, Command
 
-LONG_S = 60  # on a loaded machine, what takes a moment may take this long
+LONG_S = 120  # on a loaded machine, what takes a moment may take this long
 MPIRUN = Path(sys.executable).with_name("mpirun")
 # What a process of `flexbench dist` spends its first seconds with.
 _PRELOAD = ("flexbench.dist.benchmark", "flexbench.dist.tables", "tests.integration.dist.conftest")
