@@ -209,6 +209,7 @@ def test_the_header_stays_while_a_long_table_scrolls(browser):
     assert abs(header.rect["y"] - scroll.rect["y"]) < 3
 
 
+@pytest.mark.timing
 def test_many_rows_sort_and_filter_without_a_row_by_row_search(browser):
     num_rows = 3000
     browser.open(report(tables=[many_rows(num_rows)]))

@@ -504,7 +504,8 @@ def test_a_file_or_an_adapter_folder_cannot_be_served_and_that_is_said(tmp_path)
     assert any("model hub only" in text for text in record["warnings"])
 
 
-def test_a_large_swarm_over_many_sizes_is_answered_while_one_waits():
+@pytest.mark.timing
+def test_a_large_swarm_over_many_sizes_takes_no_time():
     started_at = time.monotonic()
     answer("--num-servers", "1000", "--gpu-memory", "4GiB:100GiB:1GiB")
-    assert time.monotonic() - started_at < 20  # 3 s on a quiet machine
+    assert time.monotonic() - started_at < 5

@@ -85,6 +85,7 @@ def test_a_worker_that_just_exits_is_an_error(crew):
         crew.next_message(deadline())
 
 
+@pytest.mark.timing
 def test_the_death_of_one_is_noticed_while_others_wait(crew):
     crew.start("waiting", workers.wait_for_ever)
     victim = crew.start("victim", workers.wait_for_ever)
@@ -104,6 +105,7 @@ def test_releasing_a_dead_worker_is_no_error_of_its_own(crew):
         crew.next_message(deadline())
 
 
+@pytest.mark.timing
 def test_ending_takes_what_a_worker_has_started_with_it(crew):
     worker = crew.start("worker", workers.start_a_stubborn_child)
     _, message = crew.next_message(deadline())
@@ -126,6 +128,7 @@ def test_children_of_a_worker_that_was_killed_are_ended_too(crew):
         os.killpg(worker.process.pid, 0)
 
 
+@pytest.mark.timing
 def test_a_deadline_says_what_was_waited_for(crew):
     crew.start("worker", workers.wait_for_ever)
     crew.next_message(deadline())

@@ -198,6 +198,7 @@ def test_peers_that_cannot_be_reached_are_named(flexbench):
     command.assert_nothing_left()
 
 
+@pytest.mark.timing
 def test_the_deadline_for_connecting_holds(flexbench):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
         port = silent.getsockname()[1]

@@ -180,6 +180,7 @@ def test_a_peer_that_has_another_id(swarm, temporary_folder):
         look(peers, 1, timeout_s=40)
 
 
+@pytest.mark.timing
 def test_the_check_of_the_reachability_ends_in_time(monkeypatch):
     def take_too_long(_network: object, heard: object) -> None:
         heard.put(Stage("asking"))
@@ -194,6 +195,7 @@ def test_the_check_of_the_reachability_ends_in_time(monkeypatch):
     assert stages == [Stage("asking")]
 
 
+@pytest.mark.timing
 def test_a_swarm_that_does_not_answer_in_time(temporary_folder):
     with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections and says nothing
         peer = f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}/p2p/{PEER_ID}"
@@ -368,6 +370,7 @@ def test_the_printed_command_fills_the_hole_and_a_client_generates(launched, sta
 
 
 @pytest.mark.timeout(400)  # speeds are measured twice, which takes a slow machine minutes
+@pytest.mark.timing
 def test_speeds_that_were_measured_are_what_is_predicted(start, wide):
     command = start(
         *COMMAND, wide, *SERVER, "--block-indices", "0:4", "--new-swarm", "--launch",

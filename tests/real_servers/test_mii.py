@@ -16,6 +16,7 @@ NUM_REQUESTS = 8
 pytestmark = pytest.mark.timeout(300)
 
 
+@pytest.mark.timing
 def test_a_deployment_is_started_asked_and_ended(mii_python, tiny_model, tmp_path):
     paths = (FOLDER.parents[1], FOLDER / "mii_without_gpu")
     done = subprocess.run(

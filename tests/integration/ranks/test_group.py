@@ -432,6 +432,7 @@ def test_mpirun(folder, monkeypatch, size):
         ("freeze", "bytes", "rank 2 has not answered for 3 s (--comm-timeout)"),
     ],
 )
+@pytest.mark.timing
 def test_a_lost_rank_ends_the_others_with_what_was_gathered_kept(start, ending, where, message):
     began_at = time.monotonic()
     processes = start(ending=ending, where=where, timeout_s=3 if ending == "freeze" else LONG_S)
@@ -444,6 +445,7 @@ def test_a_lost_rank_ends_the_others_with_what_was_gathered_kept(start, ending, 
     assert others[1][1:] == [{"rank": 1, "error": "RunError", "message": message, "code": 1}]
 
 
+@pytest.mark.timing
 def test_a_signal_stops_all_within_a_moment(start):
     processes = start(waits=True)
     for process in processes:

@@ -661,6 +661,7 @@ def test_a_rank_lost_while_others_are_missing_ends_the_waiting(start_job, folder
     assert ranks[0].finish() == []
 
 
+@pytest.mark.timing
 def test_leaving_does_not_wait_for_a_callback_that_blocks(start_job):
     ranks = start_job(2, blocks_in_on_lost=True)
     enter(ranks)

@@ -202,6 +202,7 @@ async def kill_meanwhile(config: Any) -> tuple[list[tuple[Exchange, Response]], 
 
 @pytest.mark.mpi
 @needs_mpirun
+@pytest.mark.timing
 def test_a_lost_rank_fails_all_requests_and_ends_the_service(tmp_path):
     write_config(tmp_path / "model", max_position_embeddings=2**16)
     with service(

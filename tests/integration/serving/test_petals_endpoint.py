@@ -85,6 +85,7 @@ def test_a_worker_streams_the_tokens_of_the_swarm(served, temporary_folder):
     assert facts["after_cut"]["failure"] is None
 
 
+@pytest.mark.timing
 def test_a_start_that_is_interrupted_leaves_nothing(served, temporary_folder):
     others = set(psutil.Process().children(recursive=True))
 

@@ -53,6 +53,7 @@ def rank_of(command: Command, number: int) -> psutil.Process:
     return found
 
 
+@pytest.mark.timing
 def test_two_ranks_send_one_load_together(launch, mock_server, tmp_path):
     server = mock_server("--ttft", "20ms", "--itl", "2ms")
     command = launch(server, "--num-clients", 5, "--min-requests", 43, "--num-requests-per-client", 1)  # fmt: skip
@@ -97,6 +98,7 @@ def test_two_ranks_send_one_load_together(launch, mock_server, tmp_path):
     assert server.truth()["num_requests"] == 0
 
 
+@pytest.mark.timing
 def test_ranks_share_a_rate_and_measure_one_point_after_the_other(launch, mock_server, tmp_path):
     server = mock_server("--ttft", "10ms")
     command = launch(server, "--rate", 40, 100, "--duration", "500ms", "--num-workers", 1)

@@ -139,6 +139,7 @@ def test_a_warm_up_has_an_end(flexbench, mock_server, tmp_path):
 # --- load generators that are lost ---------------------------------------------------------------
 
 
+@pytest.mark.timing
 def test_a_killed_load_generator_ends_the_run(start, mock_server, tmp_path):
     server = mock_server("--ttft", "10ms")
     command = start(server, "--num-clients", 4, "--num-workers", 2)
@@ -185,6 +186,7 @@ class Freezing(Silence):
             self.frozen.suspend()
 
 
+@pytest.mark.timing
 def test_a_frozen_load_generator_ends_the_run(tmp_path, temporary_folder, monkeypatch):
     monkeypatch.setattr(generators, "_SILENCE_S", 1.0)
     config = ServingConfig(

@@ -186,6 +186,7 @@ def test_a_file_that_is_no_program(tools):
     assert_assumed(measure_network(20), "speedtest-cli could not be started")
 
 
+@pytest.mark.timing
 def test_a_tool_that_hangs_is_killed_with_all_that_it_started(tools, tmp_path):
     sleep = Path("/bin/sleep")
     tools.write(

@@ -187,6 +187,7 @@ def test_a_tool_that_is_no_program(driver, tmp_path):
     assert detect().problem == "nvidia-smi could not be started: Exec format error"
 
 
+@pytest.mark.timing
 def test_a_tool_that_is_silent_is_not_waited_for(driver, monkeypatch):
     monkeypatch.setattr(environment, "_DRIVER_TIMEOUT_S", 0.5)
     driver.write("exec /bin/sleep 600")

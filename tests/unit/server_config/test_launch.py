@@ -86,6 +86,7 @@ def test_the_log_is_passed_on_line_by_line_from_the_server_s_start(tmp_path: Pat
     assert lines == ["first", "second", "the end"]
 
 
+@pytest.mark.timing
 def test_a_log_that_never_comes_is_not_waited_for(tmp_path: Path):
     is_over = threading.Event()
     is_over.set()
@@ -151,6 +152,7 @@ def process() -> Iterator[Any]:
     process.join(10)
 
 
+@pytest.mark.timing
 def test_a_second_signal_cuts_the_farewell_short(process):
     released: list[Any] = []
     crew = SimpleNamespace(release=released.append)
@@ -174,6 +176,7 @@ def test_a_second_signal_cuts_the_farewell_short(process):
     assert len(released) == len(notes.texts) == 1
 
 
+@pytest.mark.timing
 def test_a_farewell_ends_with_the_server(process):
     def release(_servers: Any) -> None:
         process.kill()

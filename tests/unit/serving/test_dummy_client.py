@@ -45,6 +45,7 @@ def exchanges(
     return asyncio.run(send_all())
 
 
+@pytest.mark.timing
 def test_a_stream_has_one_piece_a_token_at_the_times_of_the_model():
     ((exchange, client),) = exchanges(DummyConfig(ttft_ms=30, itl_ms=10), [request(tokens=4)])
     response = client.process_response(exchange)
@@ -56,6 +57,7 @@ def test_a_stream_has_one_piece_a_token_at_the_times_of_the_model():
     assert (exchange.status, response.finish_reason, response.failure) == (200, "length", None)
 
 
+@pytest.mark.timing
 def test_without_a_stream_the_answer_comes_at_once_and_whole():
     ((exchange, client),) = exchanges(
         DummyConfig(ttft_ms=10, itl_ms=10), [request(tokens=4, streaming=False)]
@@ -66,6 +68,7 @@ def test_without_a_stream_the_answer_comes_at_once_and_whole():
     assert (len(response.texts), response.output_tokens) == (1, 4)
 
 
+@pytest.mark.timing
 def test_what_finds_no_place_waits_in_line():
     config = DummyConfig(capacity=2, ttft_ms=20, itl_ms=0)
     done = exchanges(config, [request(index, tokens=1) for index in range(6)])
@@ -77,6 +80,7 @@ def test_what_finds_no_place_waits_in_line():
     assert max(arrivals[2:4]) < min(arrivals[4:])
 
 
+@pytest.mark.timing
 def test_throughput_saturates_at_capacity_over_service_time():
     # s = 6 ms + 2 * 2 ms = 10 ms, so 8 places serve 800 requests a second: 160 in 200 ms.
     config = DummyConfig(capacity=8, ttft_ms=6, itl_ms=2)

@@ -296,6 +296,7 @@ def test_requests_that_are_written_late_are_counted(ground):
     assert len(sent.traces) == 100
 
 
+@pytest.mark.timing
 def test_after_its_duration_nothing_is_sent_and_what_is_in_flight_ends(ground):
     client = FakeClient(answer_after(0.2))
     sent = ground.send(client, Load(concurrency=2, duration_s=0.1))
@@ -331,6 +332,7 @@ def test_a_loop_without_clients_ends_at_once(ground):
         (Arrival.BURST, [0, 0, 0, 30, 30, 30]),
     ],
 )
+@pytest.mark.timing
 def test_requests_are_sent_when_they_are_due(ground, arrival, moments_ms):
     load = Load(rate_per_s=100, num_requests=6, arrival=arrival, burst_size=3)
     sent = ground.send(FakeClient(answer_after(0.001)), load)
@@ -385,6 +387,7 @@ def test_what_is_due_before_the_end_is_sent_after_it(ground):
     assert (traces[9].sent_ns - traces[9].scheduled_ns) / 1e6 >= 150
 
 
+@pytest.mark.timing
 def test_waiting_for_requests_to_be_due_takes_little_time(ground):
     # To wait actively for the last two milliseconds would take all of it.
     sent = ground.send(FakeClient(answer_after()), Load(rate_per_s=400, duration_s=0.5))

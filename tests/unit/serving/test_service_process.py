@@ -229,6 +229,7 @@ def test_processes_that_left_its_group_are_ended(make, tmp_path):
     assert [pid for pid in pids if is_running(pid)] == []
 
 
+@pytest.mark.timing
 def test_one_that_ignores_sigterm_is_killed(make, tmp_path):
     process = make(f"{STUBBORN}; {FAMILY}", stop_grace_s=0.3)
     process.start()
