@@ -33,7 +33,6 @@ static void OF_TYPE(product)(const struct matrix *w, const TYPE *x, const TYPE *
                           num_threads);
         return;
     }
-#if MULTIPLIES_FOUR_BITS
     const bfloat16 *inputs = (const bfloat16 *)x;
     int32_t is_float = sizeof(TYPE) == sizeof(float);
     if (is_float) {
@@ -46,7 +45,6 @@ static void OF_TYPE(product)(const struct matrix *w, const TYPE *x, const TYPE *
     float *memory = take(&room, M * K * (int64_t)sizeof(float));
     multiply_four_bits(inputs, w->panels, w->bias, residual, out, memory, (float *)room.next, M, N, K,
                        S, is_relu, is_float, num_threads);
-#endif
 }
 
 /* What the new position gives, (B, 3, h), to where it is read: its keys and values are the caches'

@@ -8,13 +8,15 @@ Letters in names of shapes: N outputs, K inputs, G groups of a row; x is (M, K),
 
 from __future__ import annotations
 
-from typing import Protocol
+import math
+import sys
+from typing import NamedTuple, Protocol
 
 import torch
 
 from flexbench.dist.kernels.epilogue import Epilogue
 from flexbench.dist.kernels.linear import DenseMap
-from flexbench.dist.kernels.native import address, function, library
+from flexbench.dist.kernels.native import address, count, function, library
 from flexbench.dist.kernels.panels import InPanels
 
 DTYPE = torch.bfloat16
@@ -37,34 +39,67 @@ class Layout(Protocol):
         """The matrix for kernels of ours, if they can read this layout."""
 
 
-class Panels:
-    """The layout of four_bit_product.c, which says what it is."""
+class _Order(NamedTuple):
+    """How four_bit_levels.h orders the levels of a line, of which two share a byte."""
 
-    _OUTPUTS = 32
+    outputs: tuple[int, ...]
+    """Of a panel, as axes."""
+    inputs: tuple[int, ...]
+    """Of a line, as axes."""
+    axes: tuple[int, ...]
+    """Panel, outputs, group, line and inputs, as they follow each other in memory: the last is
+    within a byte, lower bits first."""
+
+    def in_memory(self, levels_NK: torch.Tensor, groups: int) -> torch.Tensor:
+        """With the axes in the order of memory: panel, group, ..., 2."""
+        panels = len(levels_NK) // math.prod(self.outputs)
+        shape = (panels, *self.outputs, groups, -1, *self.inputs)
+        return levels_NK.view(shape).permute(self.axes)
+
+    def as_matrix(self, levels: torch.Tensor, groups: int) -> torch.Tensor:
+        """Levels (N, K) of what has the order of memory, whatever its shape."""
+        inputs = math.prod(self.inputs)
+        lines = levels.numel() // (len(levels) * groups * math.prod(self.outputs) * inputs)
+        shape = (len(levels), *self.outputs, groups, lines, *self.inputs)
+        levels = levels.reshape([shape[axis] for axis in self.axes])
+        places = [self.axes.index(axis) for axis in range(len(self.axes))]
+        return levels.permute(places).reshape(-1, groups * lines * inputs)
+
+
+_ORDERS = {  # by the inputs of a line
+    4: _Order((2, 16), (2, 2), (0, 3, 4, 2, 6, 5, 1)),
+    8: _Order((16,), (4, 2), (0, 2, 3, 1, 4, 5)),
+}
+
+
+class Panels:
+    """The layout of four_bit_product.c, which says what it is; there has to be a library."""
 
     def __init__(self, data: torch.Tensor, shape: tuple[int, int], group_size: int) -> None:
         """`data` is what `lay_out` made, uint8; `shape` is (N, K)."""
         rows, width = shape
         self._width, self._group_size = width, group_size
-        self._records = data.view(rows // self._OUTPUTS, width // group_size, -1)
+        self._order = self._own_order()
+        self._outputs = math.prod(self._order.outputs)
+        self._records = data.view(rows // self._outputs, width // group_size, -1)
 
     @staticmethod
     def is_available() -> bool:
         """Whether there is such a product on this machine."""
-        kernels = library()
-        return kernels is not None and bool(kernels.has_four_bit_product())
+        return library() is not None and sys.byteorder == "little"
+
+    @staticmethod
+    def _own_order() -> _Order:
+        return _ORDERS[count("four_bit_line_inputs", "")()]
 
     @classmethod
     def lay_out(cls, levels_NK: torch.Tensor, bounds_NG2: torch.Tensor) -> torch.Tensor:
         """Of levels, and each group's scale and zero: uint8, one-dimensional."""
-        num_rows, groups = bounds_NG2.shape[:2]
-        panels = num_rows // cls._OUTPUTS
-        # Panel, half of it, output, group, step of four inputs, pair of these, input of a pair.
-        levels = levels_NK.to(torch.uint8).view(panels, 2, 16, groups, -1, 2, 2)
-        levels = levels[:, 0] | levels[:, 1] << 4
-        levels = levels.permute(0, 2, 3, 1, 5, 4).reshape(panels, groups, -1)
-        bounds = bounds_NG2.view(panels, cls._OUTPUTS, groups, 2).permute(0, 2, 3, 1)
-        bounds = bounds.contiguous().view(torch.uint8).view(panels, groups, -1)
+        order, groups = cls._own_order(), bounds_NG2.shape[1]
+        low, high = order.in_memory(levels_NK.to(torch.uint8), groups).unbind(-1)
+        levels = (low | high << 4).flatten(2)
+        bounds = bounds_NG2.view(len(levels), -1, groups, 2).permute(0, 2, 3, 1)
+        bounds = bounds.flatten(2).view(torch.uint8)
         return torch.cat([levels, bounds], dim=-1).flatten()
 
     def multiply(self, x_MK: torch.Tensor, then: Epilogue, num_outputs: int) -> torch.Tensor:
@@ -89,17 +124,16 @@ class Panels:
     def levels_and_bounds(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Levels (N, K), uint8, and each group's scale and zero (N, G, 2)."""
         panels, groups, _ = self._records.shape
-        size = self._group_size * self._OUTPUTS // 2
-        both = self._records[..., :size].view(panels, groups, -1, 16, 2, 2)
-        levels = torch.stack([both & 0xF, both >> 4], dim=1)
-        levels = levels.permute(0, 1, 4, 2, 3, 6, 5).reshape(-1, self._width)
+        size = self._group_size * self._outputs // 2
+        both = self._records[..., :size]
+        levels = self._order.as_matrix(torch.stack([both & 0xF, both >> 4], dim=-1), groups)
         bounds = self._records[..., size:].contiguous().view(DTYPE)
-        bounds = bounds.view(panels, groups, 2, self._OUTPUTS).permute(0, 3, 1, 2)
+        bounds = bounds.view(panels, groups, 2, self._outputs).permute(0, 3, 1, 2)
         return levels, bounds.reshape(-1, groups, 2)
 
     def in_panels(self) -> InPanels:
         """The matrix as it lies."""
-        num_outputs = len(self._records) * self._OUTPUTS
+        num_outputs = len(self._records) * self._outputs
         return InPanels(self._records, num_outputs, self._width, self._group_size)
 
 

@@ -1,25 +1,21 @@
 /* out = relu(x W^T + bias) + residual, with a matrix W of 4 bits an element, which is read as it is.
  *
- * Of each group of a row, w = (level - 8) * scale + zero, with levels of 0 to 15. Levels less 8 are
- * exact in bfloat16, and so are products with them; sums are float. It is compiled where it runs, by
- * native.py, for CPUs with AVX-512.
+ * Of each group of a row, w = (level - 8) * scale + zero, with levels of 0 to 15. Levels are exact as
+ * they are multiplied, and so are products with inputs of bfloat16; sums are float. It is compiled
+ * where it runs, by native.py.
  *
  * Letters: M rows of x, N outputs, K inputs, S inputs of a group, G groups of a row. x is (M, K),
  * bfloat16, W is (N, K), out and residual are (M, N), bias is (N,).
  *
- * W lies in panels of PANEL outputs, (N / PANEL, G) records. A record has 64 bytes for each four
- * inputs, and then the outputs' scales and zeros, bfloat16. The 64 bytes are 32 numbers of 16 bits:
- * number 2 n + i has the levels of output n for inputs i and 2 + i in its first and third 4 bits, and
- * those of output n + 16 in its second and fourth.
+ * W lies in panels of PANEL outputs, (N / PANEL, G) records. A record has a line of 64 bytes for each
+ * LINE_INPUTS inputs, as four_bit_levels.h has it, and then the outputs' scales and zeros, bfloat16.
  */
 #include <omp.h>
 
+#include "four_bit_levels.h"
 #include "kernels.h"
-#include "tile_sizes.h"
 
-int32_t has_four_bit_product(void) { return MULTIPLIES_FOUR_BITS; }
-
-#if MULTIPLIES_FOUR_BITS
+int64_t four_bit_line_inputs(void) { return LINE_INPUTS; }
 
 #define TYPE float
 #define STEP 1
@@ -35,66 +31,8 @@ struct matrix {
     int64_t N, K, S;
 };
 
-INLINE int64_t record_bytes(const struct matrix *w) { return w->S / 4 * LINE + 2 * PANEL * 2; }
+INLINE int64_t record_bytes(const struct matrix *w) { return w->S / LINE_INPUTS * LINE + 2 * PANEL * 2; }
 INLINE int64_t panel_bytes(const struct matrix *w) { return w->K / w->S * record_bytes(w); }
-
-INLINE __m512 widened(const uint8_t *from) { /* 16 of bfloat16 */
-    __m256i bits = _mm256_loadu_si256((const __m256i *)from);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
-/* Of the four inputs that `four` has levels for, two: those of pair 0 or 1. */
-
-#if HAS_BFLOAT16
-typedef __m512i table; /* levels to themselves less 8 */
-
-/* Only 5 bits of a number are looked at, of which the last is not ours: so each level is there twice. */
-static table level_table(void) {
-    bfloat16 values[32];
-    for (int i = 0; i < 32; i++)
-        values[i] = narrow_bfloat16((float)(i % 16 - 8));
-    return _mm512_loadu_si512(values);
-}
-
-INLINE void step_four_bits(__m512 sums[][2], const inputs_bfloat16 *restrict x, __m512i four, int pair,
-                           table levels, const int rows) {
-    __m512bh low = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(four, 8 * pair), levels);
-    __m512bh high = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(four, 8 * pair + 4), levels);
-#pragma GCC unroll 12
-    for (int m = 0; m < rows; m++) {
-        int32_t inputs;
-        memcpy(&inputs, x + 2 * m, sizeof inputs);
-        __m512bh both = (__m512bh)_mm512_set1_epi32(inputs);
-        sums[m][0] = _mm512_dpbf16_ps(sums[m][0], low, both);
-        sums[m][1] = _mm512_dpbf16_ps(sums[m][1], high, both);
-    }
-}
-#else
-typedef __m512 table; /* levels to themselves less 8 */
-
-static table level_table(void) {
-    float values[16];
-    for (int i = 0; i < 16; i++)
-        values[i] = (float)(i - 8);
-    return _mm512_loadu_ps(values);
-}
-
-INLINE void step_four_bits(__m512 sums[][2], const inputs_bfloat16 *restrict x, __m512i four, int pair,
-                           table levels, const int rows) {
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; i++) { /* only the last 4 bits of a number are looked at */
-        int place = 8 * pair + 16 * i;
-        __m512 low = _mm512_permutexvar_ps(_mm512_srli_epi32(four, place), levels);
-        __m512 high = _mm512_permutexvar_ps(_mm512_srli_epi32(four, place + 4), levels);
-#pragma GCC unroll 12
-        for (int m = 0; m < rows; m++) {
-            __m512 input = _mm512_set1_ps(x[2 * m + i]);
-            sums[m][0] = _mm512_fmadd_ps(low, input, sums[m][0]);
-            sums[m][1] = _mm512_fmadd_ps(high, input, sums[m][1]);
-        }
-    }
-}
-#endif
 
 /* Sums (rows, PANEL) of some packed rows and a panel. `x_sums`, (rows, G), are the sums of x over
  * each group. Lines are asked for as in panel_product.h. */
@@ -105,10 +43,10 @@ INLINE void four_bit_tile(const inputs_bfloat16 *restrict x, const float *restri
     const int64_t groups = w->K / w->S;
     memset(out, 0, sizeof(float) * PANEL * rows);
     for (int64_t group = 0; group < groups; group++) {
-        __m512 sums[TILE_ROWS][2];
+        lanes sums[TILE_ROWS][2];
         for (int m = 0; m < rows; m++)
-            sums[m][0] = sums[m][1] = _mm512_setzero_ps();
-        for (int64_t k = 0; k < w->S; k += 4, panel += LINE) {
+            sums[m][0] = sums[m][1] = (lanes){0};
+        for (int64_t k = 0; k < w->S; k += LINE_INPUTS, panel += LINE, x += LINE_INPUTS * rows) {
             if (lines == 0) {
                 __builtin_prefetch(panel + AHEAD, 0, 2);
             } else if (lines > 0) {
@@ -116,18 +54,19 @@ INLINE void four_bit_tile(const inputs_bfloat16 *restrict x, const float *restri
                 next += LINE;
                 lines = lines == 1 ? -1 : lines - 1;
             }
-            __m512i four = _mm512_loadu_si512(panel);
-#pragma GCC unroll 2
-            for (int pair = 0; pair < 2; pair++, x += 2 * rows)
-                step_four_bits(sums, x, four, pair, levels, rows);
+            step_line(sums, x, panel, levels, rows);
         }
         for (int half = 0; half < 2; half++) {
-            __m512 scale = widened(panel + half * PANEL), zero = widened(panel + (2 + half) * PANEL);
+            lanes scale = widened(panel + half * PANEL), zero = widened(panel + (2 + half) * PANEL);
+            if (LEVEL_BIAS < 8)
+                zero -= (8 - LEVEL_BIAS) * scale;
             for (int m = 0; m < rows; m++) {
                 float *to = out + m * PANEL + half * PANEL / 2;
-                __m512 sum = _mm512_fmadd_ps(sums[m][half], scale, _mm512_loadu_ps(to));
-                __m512 x_sum = _mm512_set1_ps(x_sums[m * groups + group]);
-                _mm512_storeu_ps(to, _mm512_fmadd_ps(zero, x_sum, sum));
+                lanes sum;
+                memcpy(&sum, to, sizeof sum);
+                sum += sums[m][half] * scale;
+                sum = add_product(sum, zero, x_sums[m * groups + group]);
+                memcpy(to, &sum, sizeof sum);
             }
         }
         panel += 2 * PANEL * 2;
@@ -143,7 +82,9 @@ static void some_rows(const inputs_bfloat16 *x, const float *x_sums, const struc
         break;
     switch (rows) { /* what is known beforehand stays in registers */
         CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+#if TILE_ROWS == 12
         CASE(7) CASE(8) CASE(9) CASE(10) CASE(11) CASE(12)
+#endif
     }
 #undef CASE
 }
@@ -152,6 +93,7 @@ static void some_rows(const inputs_bfloat16 *x, const float *x_sums, const struc
 static void prepare(const bfloat16 *x, inputs_bfloat16 *packed, float *x_sums, const struct matrix *w,
                     int64_t rows) {
     pack_rows_bfloat16(x, packed, rows, w->K);
+    fit_inputs(packed, rows, w->K);
     for (int64_t at = 0; at < rows * w->K; at += w->S) {
         float sum = 0.0f;
         for (int64_t k = at; k < at + w->S; k++)
@@ -160,7 +102,7 @@ static void prepare(const bfloat16 *x, inputs_bfloat16 *packed, float *x_sums, c
     }
 }
 
-/* All contiguous; K is a multiple of S, S of 4. `memory` has room for M * K inputs, `x_sums` for M * G. out,
+/* All contiguous; K is a multiple of S, S of 8. `memory` has room for M * K inputs, `x_sums` for M * G. out,
  * bias and residual are float, or else bfloat16. */
 void multiply_four_bits(const bfloat16 *x, const uint8_t *panels, const void *bias,
                         const void *residual, void *out, float *memory, float *x_sums, int64_t M,
@@ -201,4 +143,3 @@ void multiply_four_bits(const bfloat16 *x, const uint8_t *panels, const void *bi
             }
     }
 }
-#endif

@@ -2,7 +2,7 @@
 
 The grid is that of `flexbench.dist.compression`: in each group of a row, w ~ min + level * range /
 15. Here it is w = (level - 8) * scale + zero, with scale = range / 15 and zero = min + 8 * scale,
-both bfloat16. On a CPU with AVX-512 BF16 the product is our own, else torch's.
+both bfloat16. On a CPU the product is our own, or torch's where kernels cannot be compiled.
 
 What is rounded: scale and zero, which are rounded before levels are chosen, so that the grid moves
 by at most 2^-8 of itself and elements keep their nearest level; x to bfloat16, and by torch y, too,

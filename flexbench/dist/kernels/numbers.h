@@ -20,11 +20,6 @@
 #else
 #define MULTIPLIES_BFLOAT16 0
 #endif
-#if defined(__AVX512F__)
-#define MULTIPLIES_FOUR_BITS 1
-#else
-#define MULTIPLIES_FOUR_BITS 0
-#endif
 
 #define INLINE static inline __attribute__((always_inline, unused))
 

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="flexbench dist needs torch")
 
-from flexbench.dist.kernels import four_bits  # noqa: E402
+from flexbench.dist.kernels import four_bit_layouts, four_bits  # noqa: E402
 from flexbench.dist.kernels.epilogue import Epilogue  # noqa: E402
 from flexbench.dist.kernels.four_bit_layouts import Blocks, Panels  # noqa: E402
 from flexbench.dist.kernels.four_bits import FourBitMap  # noqa: E402
@@ -93,6 +93,44 @@ def test_inputs_may_be_columns_of_a_wider_matrix(layout: Any, dtype: Any, num_ro
     y = matrix.multiply(columns, Epilogue(), 64)
 
     assert torch.equal(y, matrix.multiply(columns.contiguous(), Epilogue(), 64))
+
+
+@pytest.mark.skipif(not Panels.is_available(), reason="there is no compiled library")
+@pytest.mark.parametrize("line_inputs", [4, 8])
+@pytest.mark.parametrize("group_size", [32, 128])
+def test_levels_lie_as_the_kernel_reads_them(
+    line_inputs: int, group_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As four_bit_levels.h says, for CPUs with AVX-512 and for others."""
+    order = four_bit_layouts._ORDERS[line_inputs]
+    monkeypatch.setattr(Panels, "_own_order", staticmethod(lambda: order))
+    outputs, (rows, width) = 128 // line_inputs, (64, 256)
+    groups = width // group_size
+    levels = torch.randint(0, 16, (rows, width), generator=torch.Generator().manual_seed(1))
+    bounds = random_tensor(rows, groups, 2, dtype=torch.bfloat16, seed=2)
+
+    data = Panels.lay_out(levels, bounds)
+
+    line_bytes = group_size // line_inputs * 64
+    records = data.view(rows // outputs, groups, line_bytes + outputs * 4)
+    lines = records[..., :line_bytes].reshape(-1, groups, group_size // line_inputs, 64)
+    for row, column in ((0, 0), (21, 70), (50, 255), (63, 131)):
+        output, (group, place) = row % outputs, divmod(column, group_size)
+        line = lines[row // outputs, group, place // line_inputs]
+        one = place % line_inputs
+        if line_inputs == 8:
+            number = int.from_bytes(bytes(line.tolist())[4 * output :][:4], "little")
+            shift = 4 * one
+        else:
+            at = 2 * (2 * (output % 16) + one % 2)
+            number = int.from_bytes(bytes(line.tolist())[at:][:2], "little")
+            shift = 8 * (one // 2) + 4 * (output // 16)
+        assert number >> shift & 15 == levels[row, column]
+        found = records[row // outputs, group, line_bytes:].view(torch.bfloat16).view(2, -1)
+        assert torch.equal(found[:, output], bounds[row, group])
+    again, bounds_again = Panels(data, (rows, width), group_size).levels_and_bounds()
+    assert torch.equal(again, levels)
+    assert torch.equal(bounds_again, bounds)
 
 
 @pytest.mark.parametrize("num_rows", [3, 200])
