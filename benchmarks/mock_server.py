@@ -730,19 +730,22 @@ class Answer:
             self._write(answer[: -len(answer) // 4])
             return
         if self.fault is FaultKind.CLOSE_MID_STREAM:
-            self._write(answer[: -len(answer) // 4])
+            ended = self._write(answer[: -len(answer) // 4])
             self._connection.keep_alive = False
         elif self.fault is FaultKind.ERROR_EVENT:
-            self._write(whole(200, ERROR_VALUE))
+            ended = self._write(whole(200, ERROR_VALUE))
         else:
-            self._write(answer)
+            ended = self._write(answer)
             self._served.tokens = self._tokens
-        self.end(outcome)
+        self.end(outcome, ended)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, data: bytes) -> int:
+        """Returns when, as it is noted."""
         # Noted before: who reads it on another core may do so before `write` returns.
-        self._served.times.append(time.monotonic_ns())
+        now = time.monotonic_ns()
+        self._served.times.append(now)
         self._connection.write(data)
+        return now
 
     def _next_token(self) -> None:
         if self._has_ended:
@@ -763,8 +766,8 @@ class Answer:
                 self._cut(said)
                 return
             if self._written >= self._tokens:
-                self._write(said + self._ending())
-                self.end("complete" if self.fault is None else str(self.fault))
+                ended = self._write(said + self._ending())
+                self.end("complete" if self.fault is None else str(self.fault), ended)
                 return
             self._write(said)
         if self._written >= self._tokens:
@@ -810,15 +813,16 @@ class Answer:
     def _end_stream(self) -> None:
         if self._has_ended:
             return
+        ended = time.monotonic_ns()
         self._connection.write(self._head + self._ending())
-        self.end("complete" if self.fault is None else str(self.fault))
+        self.end("complete" if self.fault is None else str(self.fault), ended)
 
-    def end(self, outcome: str) -> None:
-        """Note the end, and let the next one have the place."""
+    def end(self, outcome: str, ended: int | None = None) -> None:
+        """Note the end, now or when the last was written, and let the next one have the place."""
         if self._has_ended:
             return
         self._has_ended = True
-        self._served.ended = time.monotonic_ns()
+        self._served.ended = time.monotonic_ns() if ended is None else ended
         self._served.outcome = outcome
         self._server.ended(self)
         if self._connection.is_open:
@@ -956,8 +960,8 @@ class Server:
         self, connection: Connection, served: Served, status: int, message: str, extra: str = ""
     ) -> None:
         served.status = status
-        connection.write(error_response(status, message, extra))
         served.ended = time.monotonic_ns()
+        connection.write(error_response(status, message, extra))
         served.outcome = str(status)
         connection.finish_answer()
 

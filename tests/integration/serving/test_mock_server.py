@@ -193,11 +193,17 @@ def test_request_may_come_in_pieces_and_the_next_one_before_the_answer(mock_serv
 
 def test_client_that_leaves_frees_its_place(mock_server: Start) -> None:
     server = mock_server("--capacity", "1", "--ttft", "60s")
-    with socket.create_connection(("127.0.0.1", server.port)) as connection:
-        connection.sendall(raw_request(body_of()))
-        while not server.truth()["requests"]:
-            time.sleep(0.005)
-    wait_for_outcomes(server, {"closed by client": 1})
+    with socket.create_connection(("127.0.0.1", server.port)) as waits:
+        with socket.create_connection(("127.0.0.1", server.port)) as leaves:
+            for number, connection in enumerate((leaves, waits)):
+                connection.sendall(raw_request(body_of()))
+                wait_for(server, lambda truth, count=number: len(truth["requests"]) > count)
+            first, second = server.truth()["requests"]
+            assert first["started_ns"] is not None
+            assert second["started_ns"] is None
+        wait_for_outcomes(server, {"closed by client": 1, "in flight": 1})
+        wait_for(server, lambda truth: truth["requests"][1]["started_ns"] is not None)
+        assert server.truth()["requests"][1]["started_ns"] >= first["started_ns"]
 
 
 def test_key_is_asked_for(mock_server: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,9 +295,13 @@ def test_fault(mock_server: Start, kind: str, beginning: bytes, ending: bytes) -
 
 
 def wait_for_outcomes(server: MockServer, expected: dict[str, int]) -> None:
+    wait_for(server, lambda truth: truth["outcomes"] == expected)
+
+
+def wait_for(server: MockServer, is_so: Callable[[dict[str, Any]], bool]) -> None:
     expires_at = time.monotonic() + LONG_S
-    while (outcomes := server.truth()["outcomes"]) != expected:
-        assert time.monotonic() < expires_at, outcomes
+    while not is_so(truth := server.truth()):
+        assert time.monotonic() < expires_at, truth
         time.sleep(0.005)
 
 
