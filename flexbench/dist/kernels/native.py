@@ -16,6 +16,7 @@ import os
 import platform
 import shlex
 import shutil
+import signal
 import stat
 import subprocess
 import tempfile
@@ -132,9 +133,22 @@ def _flags() -> list[str]:
 
 
 def _run(*command: str) -> None:
-    subprocess.run(  # noqa: S603 - the user's own compiler
-        command, check=True, capture_output=True, timeout=_COMPILE_TIMEOUT_S
-    )
+    """Run a command to its end. What it has started ends with it, in time or not."""
+    with subprocess.Popen(  # noqa: S603 - the user's own compiler
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:
+        try:
+            status = process.wait(_COMPILE_TIMEOUT_S)
+        except BaseException:
+            # A compiler is several processes, of which the one that takes long is not this one.
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    if status != 0:
+        raise subprocess.CalledProcessError(status, command)
 
 
 def _cache_folder() -> Path:

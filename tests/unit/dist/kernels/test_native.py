@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,34 @@ assert four_bits.fits((64, 64), CompressionConfig(group_size=64), "cpu")
 def test_without_a_compiler_torch_computes(tmp_path: Path) -> None:
     assert ask(tmp_path, CC="no-such-compiler") == "False"
     assert ask(tmp_path, FLEXBENCH_NATIVE="0") == "False"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there are no kernels elsewhere")
+def test_a_compiler_that_hangs_is_ended_with_what_it_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid_file = tmp_path / "pid"
+    compiler = tmp_path / "cc"
+    compiler.write_text(
+        f"#!/bin/sh\nsleep 600 &\necho $! >{pid_file}.part\nmv {pid_file}.part {pid_file}\nwait\n"
+    )
+    compiler.chmod(0o755)
+    monkeypatch.setattr(native, "_COMPILE_TIMEOUT_S", 2.0)
+    with pytest.raises(subprocess.TimeoutExpired):
+        native._run(str(compiler))
+    child = int(pid_file.read_text())
+    expires_at = time.monotonic() + 10
+    while _runs(child):
+        assert time.monotonic() < expires_at, f"{child} still runs"
+        time.sleep(0.01)
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process, and it is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_folder_that_others_can_write_to_is_not_used(tmp_path: Path) -> None:
@@ -172,15 +201,23 @@ for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 0.04)):
     assert_close(found, x.double() + from_heads(attended))
 """
 
-# Compiled for other CPUs than this one, which has to have what they have; the last one has products
-# of bfloat16 of our own making.
+FOLDER = Path(__file__).parent
+BY_HAND = [f"-include {FOLDER / f'{name}_by_hand.h'}" for name in ("avx512", "bfloat16")]
+# Compiled for other CPUs than this one, which has to have what they have, but for instructions of
+# our own making.
 OTHER_CPUS = {
     "without AVX": ("-march=x86-64", (), "widened"),
     "without AVX-512": ("-march=x86-64-v3", ("avx2", "fma"), "widened"),
     "without bfloat16": ("-march=skylake-avx512", ("avx512f", "avx512bw"), "widened"),
     "with bfloat16": (
-        f"-march=skylake-avx512 -include {Path(__file__).with_name('bfloat16_by_hand.h')}",
+        f"-march=skylake-avx512 {BY_HAND[1]}",
         ("avx512f", "avx512bw"),
+        "in pairs",
+    ),
+    "without bfloat16, by hand": (f"-march=x86-64-v3 -Og {BY_HAND[0]}", ("avx2", "fma"), "widened"),
+    "with bfloat16, by hand": (
+        f"-march=x86-64-v3 -Og {' '.join(BY_HAND)}",
+        ("avx2", "fma"),
         "in pairs",
     ),
 }
