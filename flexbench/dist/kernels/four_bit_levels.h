@@ -7,6 +7,11 @@
 
 #include "tile_sizes.h"
 
+/* A sum waits for the one before: with few rows there are several of each, which take turns. */
+#define MOST_SETS 4
+typedef lanes sums_of_tile[TILE_ROWS][2];
+INLINE int num_sets(const int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
+
 #if defined(__AVX512F__)
 /* A line is 32 numbers of 16 bits: number 2 n + i has the levels of output n for inputs i and 2 + i in
  * its first and third 4 bits, and those of output n + 16 in its second and fourth. Numbers are looked
@@ -34,8 +39,9 @@ static table level_table(void) {
     return _mm512_loadu_si512(values);
 }
 
-INLINE void step_pair(lanes sums[][2], const inputs_bfloat16 *restrict x, __m512i line, int pair,
+INLINE void step_pair(sums_of_tile *sets, const inputs_bfloat16 *restrict x, __m512i line, int pair,
                       table levels, const int rows) {
+    lanes(*sums)[2] = sets[pair % num_sets(rows)];
     __m512bh low = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(line, 8 * pair), levels);
     __m512bh high = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(line, 8 * pair + 4), levels);
 #pragma GCC unroll 12
@@ -57,10 +63,11 @@ static table level_table(void) {
     return _mm512_loadu_ps(values);
 }
 
-INLINE void step_pair(lanes sums[][2], const inputs_bfloat16 *restrict x, __m512i line, int pair,
+INLINE void step_pair(sums_of_tile *sets, const inputs_bfloat16 *restrict x, __m512i line, int pair,
                       table levels, const int rows) {
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) { /* only the last 4 bits of a number are looked at */
+        lanes(*sums)[2] = sets[(2 * pair + i) % num_sets(rows)];
         int place = 8 * pair + 16 * i;
         lanes low = (lanes)_mm512_permutexvar_ps(_mm512_srli_epi32(line, place), levels);
         lanes high = (lanes)_mm512_permutexvar_ps(_mm512_srli_epi32(line, place + 4), levels);
@@ -73,12 +80,12 @@ INLINE void step_pair(lanes sums[][2], const inputs_bfloat16 *restrict x, __m512
 }
 #endif
 
-INLINE void step_line(lanes sums[][2], const inputs_bfloat16 *restrict x, const uint8_t *restrict line,
+INLINE void step_line(sums_of_tile *sets, const inputs_bfloat16 *restrict x, const uint8_t *restrict line,
                       table levels, const int rows) {
     __m512i four = _mm512_loadu_si512(line);
 #pragma GCC unroll 2
     for (int pair = 0; pair < 2; pair++)
-        step_pair(sums, x + pair * 2 * rows, four, pair, levels, rows);
+        step_pair(sets, x + pair * 2 * rows, four, pair, levels, rows);
 }
 #else
 /* A line is 16 numbers of 32 bits, little-endian: number n has the levels of output n, the first
@@ -117,12 +124,13 @@ INLINE lanes levels_of(const uint8_t *line, const int input) {
     return __builtin_convertvector((integers)levels, lanes);
 }
 
-INLINE void step_line(lanes sums[][2], const inputs_bfloat16 *restrict x, const uint8_t *restrict line,
+INLINE void step_line(sums_of_tile *sets, const inputs_bfloat16 *restrict x, const uint8_t *restrict line,
                       table levels, const int rows) {
     (void)levels;
 #pragma GCC unroll 8
     for (int input = 0; input < LINE_INPUTS; input++) {
         lanes low = levels_of(line, input), high = levels_of(line + VECTOR_BYTES, input);
+        lanes(*sums)[2] = sets[input % num_sets(rows)];
         const inputs_bfloat16 *own = x + input / 2 * 2 * rows + input % 2;
 #pragma GCC unroll 12
         for (int m = 0; m < rows; m++) {

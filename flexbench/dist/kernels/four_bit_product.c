@@ -43,9 +43,10 @@ INLINE void four_bit_tile(const inputs_bfloat16 *restrict x, const float *restri
     const int64_t groups = w->K / w->S;
     memset(out, 0, sizeof(float) * PANEL * rows);
     for (int64_t group = 0; group < groups; group++) {
-        lanes sums[TILE_ROWS][2];
-        for (int m = 0; m < rows; m++)
-            sums[m][0] = sums[m][1] = (lanes){0};
+        sums_of_tile sets[MOST_SETS];
+        for (int set = 0; set < num_sets(rows); set++)
+            for (int m = 0; m < rows; m++)
+                sets[set][m][0] = sets[set][m][1] = (lanes){0};
         for (int64_t k = 0; k < w->S; k += LINE_INPUTS, panel += LINE, x += LINE_INPUTS * rows) {
             if (lines == 0) {
                 __builtin_prefetch(panel + AHEAD, 0, 2);
@@ -54,7 +55,7 @@ INLINE void four_bit_tile(const inputs_bfloat16 *restrict x, const float *restri
                 next += LINE;
                 lines = lines == 1 ? -1 : lines - 1;
             }
-            step_line(sums, x, panel, levels, rows);
+            step_line(sets, x, panel, levels, rows);
         }
         for (int half = 0; half < 2; half++) {
             lanes scale = widened(panel + half * PANEL), zero = widened(panel + (2 + half) * PANEL);
@@ -62,9 +63,11 @@ INLINE void four_bit_tile(const inputs_bfloat16 *restrict x, const float *restri
                 zero -= (8 - LEVEL_BIAS) * scale;
             for (int m = 0; m < rows; m++) {
                 float *to = out + m * PANEL + half * PANEL / 2;
-                lanes sum;
+                lanes sum, own = sets[0][m][half];
+                for (int set = 1; set < num_sets(rows); set++)
+                    own += sets[set][m][half];
                 memcpy(&sum, to, sizeof sum);
-                sum += sums[m][half] * scale;
+                sum += own * scale;
                 sum = add_product(sum, zero, x_sums[m * groups + group]);
                 memcpy(to, &sum, sizeof sum);
             }

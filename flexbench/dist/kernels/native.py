@@ -20,7 +20,8 @@ import signal
 import stat
 import subprocess
 import tempfile
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, cast
@@ -118,12 +119,16 @@ def _compiled() -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         sources = [source for source in _SOURCES if source.suffix == ".c"]
         objects = [str(Path(scratch, f"{source.stem}.o")) for source in sources]
-        for source, compiled in zip(sources, objects, strict=True):
-            _run(compiler, *_flags(), "-c", str(source), "-o", compiled)
+        _run(
+            *(
+                [compiler, *_flags(), "-c", str(source), "-o", compiled]
+                for source, compiled in zip(sources, objects, strict=True)
+            )
+        )
         linked = Path(scratch, "kernels.so")
         # Without -fopenmp, which would bring another OpenMP along.
         # Kernels call each other, and no function of that name elsewhere.
-        _run(compiler, "-shared", "-Wl,-Bsymbolic", *objects, "-o", str(linked))
+        _run([compiler, "-shared", "-Wl,-Bsymbolic", *objects, "-o", str(linked)])
         linked.replace(target)  # at once: other ranks do the same
     return target
 
@@ -132,23 +137,30 @@ def _flags() -> list[str]:
     return _FLAGS + shlex.split(os.environ.get("FLEXBENCH_CFLAGS", ""))
 
 
-def _run(*command: str) -> None:
-    """Run a command to its end. What it has started ends with it, in time or not."""
-    with subprocess.Popen(  # noqa: S603 - the user's own compiler
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    ) as process:
-        try:
-            status = process.wait(_COMPILE_TIMEOUT_S)
-        except BaseException:
-            # A compiler is several processes, of which the one that takes long is not this one.
-            os.killpg(process.pid, signal.SIGKILL)
-            raise
-    if status != 0:
-        raise subprocess.CalledProcessError(status, command)
+def _run(*commands: Sequence[str]) -> None:
+    """Run commands side by side to their end. What they started ends with them, in time or not."""
+    processes: list[subprocess.Popen[bytes]] = []
+    expires_at = time.monotonic() + _COMPILE_TIMEOUT_S
+    try:
+        for command in commands:
+            process = subprocess.Popen(  # noqa: S603 - the user's own compiler
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            processes.append(process)
+        for process in processes:
+            status = process.wait(max(0.0, expires_at - time.monotonic()))
+            if status != 0:
+                raise subprocess.CalledProcessError(status, process.args)
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                # A compiler is several processes, of which the one that takes long is not this one.
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def _cache_folder() -> Path:

@@ -91,12 +91,19 @@ def test_a_compiler_that_hangs_is_ended_with_what_it_started(
     compiler.chmod(0o755)
     monkeypatch.setattr(native, "_COMPILE_TIMEOUT_S", 2.0)
     with pytest.raises(subprocess.TimeoutExpired):
-        native._run(str(compiler))
+        native._run([str(compiler)], ["true"])
     child = int(pid_file.read_text())
     expires_at = time.monotonic() + 10
     while _runs(child):
         assert time.monotonic() < expires_at, f"{child} still runs"
         time.sleep(0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="there are no kernels elsewhere")
+def test_a_compiler_that_fails_is_told_from_one_that_does_not() -> None:
+    native._run(["true"], ["true"])
+    with pytest.raises(subprocess.CalledProcessError, match="'false'"):
+        native._run(["true"], ["false"], ["sleep", "600"])  # which is not waited for
 
 
 def _runs(pid: int) -> bool:
