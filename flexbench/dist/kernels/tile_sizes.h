@@ -8,9 +8,11 @@
 #if defined(__AVX512F__)
 #define VECTOR_BYTES 64
 #define TILE_ROWS 12
+#define STEPS_AT_ONCE 1
 #else /* two vectors of 16 bytes each where there are none of 32 */
 #define VECTOR_BYTES 32
 #define TILE_ROWS 6
+#define STEPS_AT_ONCE 8 /* with half as many sums, a step is as short as what goes round it is long */
 #endif
 #define PANEL (2 * VECTOR_BYTES / 4) /* outputs of a panel, a multiple of 16 */
 #define LINE 64    /* bytes of a cache line */
@@ -39,8 +41,8 @@ INLINE void step_float(lanes sums[][2], const inputs_float *restrict x, const fl
     memcpy(&high, w + PANEL / 2, sizeof high);
 #pragma GCC unroll 12
     for (int m = 0; m < rows; m++) {
-        sums[m][0] += low * x[m];
-        sums[m][1] += high * x[m];
+        sums[m][0] = add_product(sums[m][0], low, x[m]);
+        sums[m][1] = add_product(sums[m][1], high, x[m]);
     }
 }
 

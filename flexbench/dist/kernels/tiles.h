@@ -16,29 +16,45 @@ INLINE int64_t OF_TYPE(tile_start)(int64_t t, int64_t rows) {
     return t * rows / ((rows + TILE_ROWS - 1) / TILE_ROWS);
 }
 
-/* Sums (rows, PANEL) of some packed rows and a panel, added to what is there if `is_more`. Where there are `lines`, one after `next` is
- * asked for in each step: while a panel's later rows are computed, the next panel is on its way. Else
- * the panel itself is read from memory, and what is AHEAD is asked for: the processor does so by
- * itself within a page only. */
+/* Asks for lines. Where there are `lines`, one after `next` in each step: while a panel's later rows are
+ * computed, the next panel is on its way. Else the panel itself is read from memory, and what is AHEAD
+ * is asked for: the processor does so by itself within a page only. */
+INLINE void OF_TYPE(ask)(const TYPE *weights, const char *next, int64_t lines, int64_t step,
+                         const int steps) {
+    const int bytes = steps * STEP * PANEL * (int)sizeof(TYPE);
+    if (lines == 0) {
+#pragma GCC unroll 8
+        for (int at = 0; at < bytes; at += LINE)
+            __builtin_prefetch((const char *)weights + AHEAD + at, 0, 2);
+    } else if (step < lines) {
+#pragma GCC unroll 8
+        for (int i = 0; i < steps; i++)
+            __builtin_prefetch(next + (step + i) * LINE, 0, 2);
+    }
+}
+
+/* Sums (rows, PANEL) of some packed rows and a panel, added to what is there if `is_more`. `next` and
+ * `lines` are as for `ask`. */
 INLINE void OF_TYPE(tile)(const OF_TYPE(inputs) *restrict x, const TYPE *restrict w,
                           float *restrict out, int64_t K, const char *next, int64_t lines,
                           int32_t is_more, const int rows) {
+    /* Steps of two inputs are long enough, and several of them have too few registers. */
+    const int at_once = STEP == 1 ? STEPS_AT_ONCE : 1;
     lanes sums[TILE_ROWS][2];
     if (is_more)
         memcpy(sums, out, sizeof(lanes) * 2 * rows);
     else
         for (int m = 0; m < rows; m++)
             sums[m][0] = sums[m][1] = (lanes){0};
-    for (int64_t step = 0; step < K / STEP; step++) {
-        const TYPE *weights = w + step * STEP * PANEL;
-        if (lines == 0) {
-            __builtin_prefetch((const char *)weights + AHEAD, 0, 2);
-            __builtin_prefetch((const char *)weights + AHEAD + PANEL * 2, 0, 2);
-        } else if (step < lines) {
-            __builtin_prefetch(next + step * LINE, 0, 2);
-        }
-        OF_TYPE(step)(sums, x + step * STEP * rows, weights, rows);
+    int64_t step = 0, steps = K / STEP;
+    for (; step + at_once <= steps; step += at_once) {
+        OF_TYPE(ask)(w + step * STEP * PANEL, next, lines, step, at_once);
+#pragma GCC unroll 8
+        for (int64_t i = step; i < step + at_once; i++)
+            OF_TYPE(step)(sums, x + i * STEP * rows, w + i * STEP * PANEL, rows);
     }
+    for (; step < steps; step++)
+        OF_TYPE(step)(sums, x + step * STEP * rows, w + step * STEP * PANEL, rows);
     memcpy(out, sums, sizeof(lanes) * 2 * rows);
 }
 
