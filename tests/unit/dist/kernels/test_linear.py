@@ -93,6 +93,8 @@ def test_what_comes_after_the_product(
     if not is_compiled:
         monkeypatch.setattr(panel_product, "fits", lambda *_: False)
     weight = random_tensor(50, 70, dtype=dtype, seed=1)
+    if kind is PackedMap and not can_be_packed(weight):
+        pytest.skip("there is no order for this type on this CPU but that of the compiled product")
     x = random_tensor(3, 70, dtype=dtype, seed=2)
     bias = random_tensor(50, dtype=dtype, seed=3)
     residual = random_tensor(3, 50, dtype=dtype, seed=4)
