@@ -7,10 +7,8 @@
 
 #include "tile_sizes.h"
 
-/* A sum waits for the one before: with few rows there are several of each, which take turns. */
-#define MOST_SETS 4
+/* A sum waits for the one before: there may be several sets of them, which take turns. */
 typedef lanes sums_of_tile[TILE_ROWS][2];
-INLINE int num_sets(const int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; }
 
 #if defined(__AVX512F__)
 /* A line is 32 numbers of 16 bits: number 2 n + i has the levels of output n for inputs i and 2 + i in
@@ -18,6 +16,8 @@ INLINE int num_sets(const int rows) { return rows == 1 ? 4 : rows <= 3 ? 2 : 1; 
  * up in a table. */
 #define LINE_INPUTS 4
 #define LEVEL_BIAS 8
+#define MOST_SETS 1
+INLINE int num_sets(const int rows) { return (void)rows, MOST_SETS; } /* more were slower */
 
 INLINE lanes widened(const uint8_t *from) { /* 16 of bfloat16 */
     __m256i bits = _mm256_loadu_si256((const __m256i *)from);
@@ -39,9 +39,8 @@ static table level_table(void) {
     return _mm512_loadu_si512(values);
 }
 
-INLINE void step_pair(sums_of_tile *sets, const inputs_bfloat16 *restrict x, __m512i line, int pair,
+INLINE void step_pair(lanes sums[][2], const inputs_bfloat16 *restrict x, __m512i line, int pair,
                       table levels, const int rows) {
-    lanes(*sums)[2] = sets[pair % num_sets(rows)];
     __m512bh low = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(line, 8 * pair), levels);
     __m512bh high = (__m512bh)_mm512_permutexvar_epi16(_mm512_srli_epi16(line, 8 * pair + 4), levels);
 #pragma GCC unroll 12
@@ -63,11 +62,10 @@ static table level_table(void) {
     return _mm512_loadu_ps(values);
 }
 
-INLINE void step_pair(sums_of_tile *sets, const inputs_bfloat16 *restrict x, __m512i line, int pair,
+INLINE void step_pair(lanes sums[][2], const inputs_bfloat16 *restrict x, __m512i line, int pair,
                       table levels, const int rows) {
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) { /* only the last 4 bits of a number are looked at */
-        lanes(*sums)[2] = sets[(2 * pair + i) % num_sets(rows)];
         int place = 8 * pair + 16 * i;
         lanes low = (lanes)_mm512_permutexvar_ps(_mm512_srli_epi32(line, place), levels);
         lanes high = (lanes)_mm512_permutexvar_ps(_mm512_srli_epi32(line, place + 4), levels);
@@ -85,7 +83,7 @@ INLINE void step_line(sums_of_tile *sets, const inputs_bfloat16 *restrict x, con
     __m512i four = _mm512_loadu_si512(line);
 #pragma GCC unroll 2
     for (int pair = 0; pair < 2; pair++)
-        step_pair(sets, x + pair * 2 * rows, four, pair, levels, rows);
+        step_pair(*sets, x + pair * 2 * rows, four, pair, levels, rows);
 }
 #else
 /* A line is 16 numbers of 32 bits, little-endian: number n has the levels of output n, the first
@@ -93,6 +91,8 @@ INLINE void step_line(sums_of_tile *sets, const inputs_bfloat16 *restrict x, con
  * by as much beforehand: to move them would take as long as to multiply. */
 #define LINE_INPUTS 8
 #define LEVEL_BIAS 0
+#define MOST_SETS 4
+INLINE int num_sets(const int rows) { return rows == 1 ? MOST_SETS : rows <= 3 ? 2 : 1; }
 #define LAST (LINE_INPUTS - 1) /* is moved: it has the sign */
 
 typedef int32_t table; /* there is none */
