@@ -406,6 +406,7 @@ def test_figures_given_are_said_to_be_given_and_others_unknown():
     assert "Network: assumed, as Petals does." in text
 
 
+@pytest.mark.timing
 def test_it_answers_in_less_than_two_seconds_without_anything_heavy():
     def seconds() -> float:
         started_at = time.monotonic()

@@ -47,6 +47,7 @@ def test_the_server_is_described(vllm, vllm_command, tiny_model):
     assert described["command"].startswith(shlex.join(shlex.split(vllm_command)))
 
 
+@pytest.mark.timing  # a machine that is late may get all of a stream in one piece
 @pytest.mark.parametrize("is_streaming", [True, False])
 @pytest.mark.parametrize("endpoint", ["completions", "chat"])
 def test_as_many_tokens_come_as_were_asked_for(vllm, endpoint, is_streaming):

@@ -77,6 +77,7 @@ def run_ranks(size: int, act: Callable[[Group], Any], **changed: Any) -> list[An
 # --- clocks ------------------------------------------------------------------------------------
 
 
+@pytest.mark.timing
 def test_clocks_that_differ_are_told_apart(folder):
     def act(group: Group) -> Any:
         return [(c.offset_ns(0), c.readings[0].bound_ns, c.is_same) for c in group.clocks]
@@ -187,6 +188,7 @@ def test_posted_values_are_there_without_waiting(folder):
     assert one == two == ({}, {0: ["too many errors"]})
 
 
+@pytest.mark.timing
 def test_a_single_process_opens_nothing():
     threads = threading.active_count()
     sockets = len(psutil.Process().net_connections())

@@ -94,6 +94,7 @@ def test_counts_are_told_only_if_they_are_asked_for_and_allowed(mock_server: Sta
     assert b"usage" not in post(silent, body_of(stream=False))[1]
 
 
+@pytest.mark.timing
 def test_chat_stream_begins_with_the_role_at_once(mock_server: Start) -> None:
     server = mock_server("--ttft", "100ms")
     with socket.create_connection(("127.0.0.1", server.port)) as connection:

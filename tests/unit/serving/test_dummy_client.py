@@ -150,6 +150,7 @@ def test_cutting_off_who_has_just_got_a_place_hands_it_on():
     asyncio.run(scenario())
 
 
+@pytest.mark.timing
 def test_a_fixed_latency_is_the_time_of_the_whole_answer():
     fixed = DummyConfig(dummy_client_latency_time=0.04)
     for tokens in (1, 4, 100):
