@@ -187,8 +187,8 @@ class Turns:
         return f"{self._group.folder.name} {self._group.folder.dtype}"
 
     def _order(self, repeat: int) -> list[System]:
-        """Transformers, whose tokens are the reference, begins the first repeat."""
-        systems = list(self._group.systems)
+        """Transformers, whose tokens are the reference, begins the first repeat, if it is one."""
+        systems = sorted(self._group.systems, key=lambda system: system.name != TRANSFORMERS)
         turn = repeat % len(systems)
         return systems[turn:] + systems[:turn]
 

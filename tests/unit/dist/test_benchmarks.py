@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -16,6 +16,7 @@ from benchmarks.dist_offload import Result, ratios_by_token
 from benchmarks.dist_peers import (
     SYSTEMS,
     ModelFolder,
+    System,
     _shape_of,
     cache_gib,
     clean_environment,
@@ -24,7 +25,7 @@ from benchmarks.dist_peers import (
     torch_version,
 )
 from benchmarks.dist_pipeline import Figures, Pair
-from benchmarks.dist_turns import Point, Visit, share_of_same
+from benchmarks.dist_turns import Group, Point, Turns, Visit, share_of_same
 from benchmarks.dist_vs_peers import best_peer, compare, median_rate, most_ratio
 from flexbench.dist.opt_config import get_opt_config
 from tests.unit.dist.roofline.machines import ceilings
@@ -198,6 +199,57 @@ def test_median_rate() -> None:
 
 def test_share_of_same() -> None:
     assert share_of_same([[1, 2], [3, 4]], [[1, 2], [3, 5]]) == 0.75
+
+
+class _Idle:
+    """A worker that answers at once: the numbers from 0, whatever the prompts."""
+
+    versions: ClassVar[dict[str, str]] = {"it": "1"}
+    load_s = 0.0
+
+    def __init__(self, system: System, logs: Path) -> None:
+        self.system, self.logs = system, logs
+
+    def freeze(self) -> None: ...
+
+    thaw = end = freeze
+
+    def cpu_s(self) -> float:
+        return 0.0
+
+    def generate(self, prompts: list[list[int]], num_new_tokens: int) -> dict[str, Any]:
+        tokens = [list(range(num_new_tokens)) for _ in prompts]
+        return {"seconds": 0.001 * num_new_tokens, "tokens": tokens}
+
+
+class _IdleGroup(Group):
+    def start(self, system: System, logs: Path) -> Any:
+        return _Idle(system, logs)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [["flexbench", "vllm-cpu", "transformers"], ["transformers", "flexbench"], ["flexbench"]],
+)
+def test_every_turn_is_compared_with_the_tokens_of_transformers(
+    names: list[str], tmp_path: Path
+) -> None:
+    folder = ModelFolder(
+        name="opt-125m", dtype="float32", path=tmp_path, model_bytes=1, cache_bytes_per_token=1
+    )
+    group = _IdleGroup(
+        folder=folder,
+        config=get_opt_config("opt-125m"),
+        points=[POINT, Point(1, 8, 2)],
+        systems=[SYSTEMS[name] for name in names],
+        pythons={},
+        num_threads=1,
+    )
+    turns = Turns(group, tmp_path, on_pause=lambda: None)
+    turns.take(2)
+    assert len(turns.visits) == 2 * 2 * len(names)
+    expected = 1.0 if "transformers" in names else None
+    assert [turn.same_tokens for turn in turns.visits] == [expected] * len(turns.visits)
 
 
 # --- environments and memory ---
